@@ -1,0 +1,254 @@
+"""Stages keep order, hold back the producer, hand on errors, and never hang."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+
+import pytest
+
+from llvq.errors import CacheError, SessionError
+from llvq.runtime.stage import Stage
+
+pytestmark = pytest.mark.timeout(5)
+DEPTHS = pytest.mark.parametrize("depth", [0, 1, 3])
+
+
+class Gate:
+    """A function whose calls wait until the gate opens."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, item: int) -> int:
+        self.entered.set()
+        assert self.open.wait(5)
+        return item
+
+
+class Background:
+    """A call on a thread of its own, with what it raised."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except SessionError as error:
+            self.error = error
+
+    def blocked(self) -> bool:
+        self._thread.join(0.03)
+        return self._thread.is_alive()
+
+    def ended(self) -> bool:
+        self._thread.join(2)
+        return not self._thread.is_alive()
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def fail_at_two(item: int) -> int:
+    if item == 2:
+        raise ZeroDivisionError("two")
+    return item
+
+
+@DEPTHS
+def test_results_are_the_same_at_every_depth(depth: int) -> None:
+    with Stage("square", square, depth=depth) as stage:
+        collected = []
+        for item in range(20):
+            stage.submit(item)
+            collected += stage.poll()
+        stage.close()
+        collected += stage.results()
+    assert collected == [item * item for item in range(20)]
+
+
+def test_depth_zero_runs_in_the_caller() -> None:
+    with Stage("id", lambda _: threading.get_ident(), depth=0) as stage:
+        stage.submit(None)
+        assert stage.poll() == [threading.get_ident()]
+
+
+def test_a_thread_runs_beside_the_caller() -> None:
+    with Stage("id", lambda _: threading.current_thread().name, depth=1) as stage:
+        stage.submit(None)
+        assert next(stage.results()) == "llvq-id"
+
+
+def test_a_full_inbox_holds_the_producer_back() -> None:
+    gate = Gate()
+    with Stage("slow", gate, depth=2) as stage:
+        stage.submit(0)
+        assert gate.entered.wait(2)
+        stage.submit(1)
+        stage.submit(2)
+        producer = Background(lambda: stage.submit(3))
+        assert producer.blocked()
+        assert stage.poll() == []
+        gate.open.set()
+        assert producer.ended()
+        stage.close()
+        assert list(stage.results()) == [0, 1, 2, 3]
+
+
+@DEPTHS
+def test_an_error_follows_the_results_before_it(depth: int) -> None:
+    with Stage("decode", fail_at_two, depth=depth) as stage:
+        for item in range(3):
+            stage.submit(item)
+        results = stage.results()
+        assert [next(results), next(results)] == [0, 1]
+        with pytest.raises(SessionError, match="stage decode failed") as caught:
+            next(results)
+        with pytest.raises(SessionError, match="stage decode failed"):
+            stage.submit(4)
+        with pytest.raises(SessionError, match="stage decode failed"):
+            stage.poll()
+    cause = caught.value.__cause__
+    assert isinstance(cause, ZeroDivisionError)
+    assert traceback.extract_tb(cause.__traceback__)[-1].name == "fail_at_two"
+
+
+@DEPTHS
+def test_an_llvq_error_is_raised_as_it_is(depth: int) -> None:
+    original = CacheError("no such page")
+
+    def fail(item: int) -> int:
+        raise original
+
+    stage = Stage("denoise", fail, depth=depth)
+    stage.submit(0)
+    with pytest.raises(CacheError) as caught:
+        next(stage.results())
+    assert caught.value is original
+    assert any(frame.name == "fail" for frame in traceback.extract_tb(original.__traceback__))
+
+
+@DEPTHS
+def test_an_error_that_ends_the_program_is_raised_as_it_is(depth: int) -> None:
+    def leave(item: int) -> int:
+        raise SystemExit(3)
+
+    stage = Stage("denoise", leave, depth=depth)
+    stage.submit(0)
+    with pytest.raises(SystemExit):
+        next(stage.results())
+
+
+@DEPTHS
+def test_an_error_that_nobody_collected_is_raised_at_the_end(depth: int) -> None:
+    with (
+        pytest.raises(SessionError, match="stage decode failed"),
+        Stage("decode", fail_at_two, depth=depth) as stage,
+    ):
+        stage.submit(2)
+
+
+def test_an_error_wakes_a_waiting_producer_and_consumer() -> None:
+    gate = Gate()
+
+    def fail_behind_gate(item: int) -> int:
+        return 1 // gate(item)
+
+    stage = Stage("decode", fail_behind_gate, depth=1)
+    stage.submit(0)
+    assert gate.entered.wait(2)
+    stage.submit(1)
+    waiting = [Background(lambda: stage.submit(2)), Background(lambda: next(stage.results()))]
+    assert all(one.blocked() for one in waiting)
+    gate.open.set()
+    assert all(one.ended() for one in waiting)
+    assert all(isinstance(one.error, SessionError) for one in waiting)
+
+
+def test_cancel_wakes_a_waiting_producer_and_consumer() -> None:
+    gate = Gate()
+    with Stage("decode", gate, depth=1) as stage:
+        stage.submit(0)
+        assert gate.entered.wait(2)
+        stage.submit(1)
+        waiting = [Background(lambda: stage.submit(2)), Background(lambda: list(stage.results()))]
+        assert all(one.blocked() for one in waiting)
+        stage.cancel()
+        stage.cancel()
+        assert all(one.ended() for one in waiting)
+        assert all("was cancelled" in str(one.error) for one in waiting)
+        gate.open.set()
+    with pytest.raises(SessionError, match="was cancelled"):
+        stage.poll()
+
+
+def test_cancel_drops_what_was_made_and_what_waits() -> None:
+    gate, seen = Gate(), []
+
+    def note(item: int) -> int:
+        seen.append(item)
+        return gate(item)
+
+    stage = Stage("decode", note, depth=2)
+    for item in range(3):
+        stage.submit(item)
+    assert gate.entered.wait(2)
+    stage.cancel()
+    gate.open.set()
+    stage._worker.join(2)
+    assert not stage._worker.is_alive()
+    assert seen == [0]
+    with pytest.raises(SessionError, match="was cancelled"):
+        list(stage.results())
+
+
+@DEPTHS
+def test_a_consumer_may_stop_early(depth: int) -> None:
+    with Stage("square", square, depth=depth) as stage:
+        stage.submit(2)
+        stage.submit(3)
+        for result in stage.results():
+            assert result == 4
+            break
+    assert not stage._worker.is_alive()
+
+
+@DEPTHS
+def test_an_error_in_the_block_cancels(depth: int) -> None:
+    with pytest.raises(KeyError), Stage("square", square, depth=depth) as stage:
+        stage.submit(2)
+        raise KeyError
+    assert not stage._worker.is_alive()
+    with pytest.raises(SessionError, match="was cancelled"):
+        stage.submit(3)
+
+
+@DEPTHS
+def test_close_twice_and_submit_after(depth: int) -> None:
+    stage = Stage("square", square, depth=depth)
+    stage.submit(2)
+    stage.close()
+    stage.close()
+    assert list(stage.results()) == [4]
+    assert list(stage.results()) == []
+    with pytest.raises(SessionError, match="is closed"):
+        stage.submit(3)
+
+
+def test_close_wakes_a_waiting_consumer() -> None:
+    stage = Stage("square", square, depth=1)
+    consumer = Background(lambda: list(stage.results()))
+    assert consumer.blocked()
+    stage.close()
+    assert consumer.ended()
+
+
+def test_a_negative_depth_is_refused() -> None:
+    with pytest.raises(SessionError, match="depth -1"):
+        Stage("square", square, depth=-1)
