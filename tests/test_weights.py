@@ -1,0 +1,106 @@
+"""Carrying out weight records in memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from llvq import weights
+from llvq.errors import CheckpointError, FormatError
+from llvq.formats import nvfp4
+from llvq.weights import DictSource, TensorSpec, WeightRecord, materialize, target_specs
+
+A = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+B = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).mul(9).bfloat16()
+SOURCE = DictSource({"a": A, "b": B, "bias": A[:, 0], "one": torch.tensor(2.5), "int": A[0].int()})
+
+
+@pytest.fixture(params=[1 << 24, 64])
+def _small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "CHUNK_ELEMENTS", request.param)
+
+
+def raw(t: Tensor) -> Tensor:
+    return t.reshape(-1).view(torch.uint8)
+
+
+def check_specs(record: WeightRecord, targets: dict[str, Tensor]) -> None:
+    got = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in targets.items()}
+    assert got == target_specs(record, SOURCE)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("name", ["a", "bias", "one", "int"])
+def test_copy(name: str) -> None:
+    record = WeightRecord("t", "copy", (name,))
+    targets = materialize(record, SOURCE)
+    check_specs(record, targets)
+    assert torch.equal(targets["t"], SOURCE.read(name))
+
+
+@pytest.mark.usefixtures("_small_chunks")
+def test_concat_casts() -> None:
+    record = WeightRecord("t", "concat", ("b", "a", "b"), dtype=torch.float32)
+    targets = materialize(record, SOURCE)
+    check_specs(record, targets)
+    assert torch.equal(targets["t"], torch.cat((B, A, B)).float())
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("rule", nvfp4.BLOCK_RULES)
+def test_quantize_joins_sources_with_their_own_scale(rule: str) -> None:
+    record = WeightRecord("t", "quantize", ("a", "b"), block_rule=rule)
+    targets = materialize(record, SOURCE)
+    check_specs(record, targets)
+    parts = [nvfp4.quantize(x, block_rule=rule) for x in (A, B)]
+    assert torch.equal(targets["t.codes"], torch.cat([p.codes for p in parts]))
+    assert torch.equal(raw(targets["t.scales"]), torch.cat([raw(p.scales) for p in parts]))
+    assert torch.equal(targets["t.global_scale"], torch.stack([p.global_scale for p in parts]))
+
+
+@pytest.mark.parametrize("op", ["copy", "concat", "quantize"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_non_finite_weights_are_named(op: str, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "CHUNK_ELEMENTS", 64)
+    spoiled = A.clone()
+    spoiled[4, 7] = bad
+    record = WeightRecord("t", op, ("w",), block_rule="max")
+    with pytest.raises(FormatError, match="tensor w holds a NaN or an Inf") as caught:
+        materialize(record, DictSource({"w": spoiled}))
+    assert caught.value.where == "row 4"
+
+
+def test_a_cast_that_overflows_is_named() -> None:
+    record = WeightRecord("t", "copy", ("w",), dtype=torch.float16)
+    with pytest.raises(FormatError, match="tensor w"):
+        materialize(record, DictSource({"w": torch.tensor([1.0, 1e6])}))
+
+
+def test_fp8_is_copied() -> None:
+    w = torch.ones(3, 4).to(torch.float8_e4m3fn)
+    got = materialize(WeightRecord("t", "copy", ("w",)), DictSource({"w": w}))["t"]
+    assert torch.equal(raw(got), raw(w))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        WeightRecord("t", "copy", ("a", "b")),
+        WeightRecord("t", "concat", ()),
+        WeightRecord("t", "concat", ("a", "bias")),
+        WeightRecord("t", "concat", ("bias", "int")),
+        WeightRecord("t", "concat", ("one",)),
+        WeightRecord("t", "quantize", ("a",)),
+        WeightRecord("t", "quantize", ("bias",), block_rule="max"),
+        WeightRecord("t", "quantize", ("int",), block_rule="max"),
+    ],
+)
+def test_records_that_do_not_fit(record: WeightRecord) -> None:
+    with pytest.raises(FormatError, match="cannot make weight t"):
+        target_specs(record, SOURCE)
+
+
+def test_missing_source() -> None:
+    with pytest.raises(CheckpointError, match="no tensor 'zzz'"):
+        target_specs(WeightRecord("t", "copy", ("zzz",)), SOURCE)

@@ -1,0 +1,125 @@
+"""Streaming a weight plan into safetensors files."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from llvq import weights
+from llvq.errors import FormatError, OutputError
+from llvq.weights import DictSource, WeightRecord, materialize
+from llvq.weights_writer import write_shards
+
+GENERATOR = torch.Generator().manual_seed(0)
+SOURCE = DictSource(
+    {
+        "w1": torch.randn(40, 64, generator=GENERATOR).bfloat16(),
+        "w2": torch.randn(9, 48, generator=GENERATOR).bfloat16(),
+        "bias": torch.randn(9, generator=GENERATOR),
+        "one": torch.tensor(2.5),
+        "empty": torch.zeros(0, 16),
+    }
+)
+PLAN = (
+    WeightRecord("first", "quantize", ("w1", "w1"), block_rule="four_over_six"),
+    WeightRecord("second", "quantize", ("w2",), block_rule="max"),
+    WeightRecord("bias", "copy", ("bias",), dtype=torch.bfloat16),
+    WeightRecord("one", "copy", ("one",)),
+    WeightRecord("empty", "copy", ("empty",)),
+    WeightRecord("both", "concat", ("w1", "w1")),
+)
+
+
+def load(files: dict[str, str], folder: Path) -> dict[str, Tensor]:
+    tensors = {}
+    for name, file in files.items():
+        with safe_open(folder / file, "pt") as opened:
+            tensors[name] = opened.get_tensor(name)
+    return tensors
+
+
+def raw(t: Tensor) -> Tensor:
+    return t.reshape(-1).view(torch.uint8)
+
+
+@pytest.fixture
+def _file_size_limit() -> Iterator[None]:
+    """A disk that is full after 4 KiB of a file: write() fails as it does on a real one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, 6000, 1])
+@pytest.mark.parametrize("chunk", [1 << 24, 100])
+def test_files_hold_the_plan(
+    tmp_path: Path, max_shard_bytes: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "CHUNK_ELEMENTS", chunk)
+    files = write_shards(PLAN, SOURCE, tmp_path, max_shard_bytes=max_shard_bytes)
+    expected = {k: v for record in PLAN for k, v in materialize(record, SOURCE).items()}
+    got = load(files, tmp_path)
+    assert list(got) == list(expected)
+    for name, tensor in expected.items():
+        assert got[name].dtype == tensor.dtype and got[name].shape == tensor.shape
+        assert torch.equal(raw(got[name]), raw(tensor))
+    count = {1 << 30: 1, 6000: 2, 1: 6}[max_shard_bytes]
+    names = [f"weights-{i:05d}.safetensors" for i in range(1, count + 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_bytes_do_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for chunk in (1 << 24, 100):
+        monkeypatch.setattr(weights, "CHUNK_ELEMENTS", chunk)
+        write_shards(PLAN, SOURCE, tmp_path)
+        data = (tmp_path / "weights-00001.safetensors").read_bytes()
+        digests.append(hashlib.sha256(data).hexdigest())
+        assert int.from_bytes(data[:8], "little") % 8 == 0
+    assert digests[0] == digests[1]
+
+
+def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    write_shards(PLAN, SOURCE, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    done = [a for a, _ in calls]
+    assert done == sorted(done) and {total for _, total in calls} == {done[-1]}
+
+
+@pytest.mark.usefixtures("_file_size_limit")
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write the weights") as caught:
+        write_shards(PLAN[1:], SOURCE, tmp_path, max_shard_bytes=2000)
+    assert "weights-" in str(caught.value.where)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        write_shards(PLAN, SOURCE, tmp_path / "absent")
+
+
+def test_a_bad_weight_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = DictSource({"good": torch.ones(2, 16), "bad": torch.full((2, 16), torch.nan)})
+    plan = [WeightRecord(n, "quantize", (n,), block_rule="max") for n in ("good", "bad")]
+    with pytest.raises(FormatError, match="tensor bad"):
+        write_shards(plan, source, tmp_path, max_shard_bytes=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_two_records_of_one_name_and_unknown_dtypes(tmp_path: Path) -> None:
+    twice = [WeightRecord("bias", "copy", ("bias",))] * 2
+    with pytest.raises(FormatError, match="two records make weight bias"):
+        write_shards(twice, SOURCE, tmp_path)
+    source = DictSource({"c": torch.zeros(2, dtype=torch.complex64)})
+    with pytest.raises(FormatError, match="weight c is"):
+        write_shards([WeightRecord("c", "copy", ("c",))], source, tmp_path)
+    assert list(tmp_path.iterdir()) == []
