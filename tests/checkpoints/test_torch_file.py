@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from llvq.checkpoints import torch_file
+from llvq.checkpoints.torch_file import TorchSource
+from llvq.errors import CheckpointError
+
+
+class RunsCode:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("echo code ran",)
+
+
+def test_nested_dicts_become_dotted_names_and_scalars_metadata(tmp_path: Path) -> None:
+    weights = {"model.a": torch.zeros(2)}
+    content = {"generator": weights, "step": 3, "opt": {"state": {0: torch.ones(1)}, "list": [1]}}
+    torch.save(content, tmp_path / "x.pt")
+    source = TorchSource(tmp_path / "x.pt")
+    assert source.names() == ("generator.model.a",)
+    assert source.metadata == {"step": 3}
+
+
+def test_a_zip_file_is_mapped_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **kw: asked.update(kw) or load(path, **kw))
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pt")
+    TorchSource(tmp_path / "x.pt")
+    assert asked == {"map_location": "cpu", "weights_only": True, "mmap": True}
+
+
+def test_views_are_read_whole(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    torch.save({"a": base.T, "b": torch.nn.Parameter(base[1:])}, tmp_path / "x.pt")
+    source = TorchSource(tmp_path / "x.pt")
+    assert torch.equal(source.read("a"), base.T) and source.read("a").is_contiguous()
+    assert torch.equal(source.read("b"), base[1:]) and not source.read("b").requires_grad
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"a": torch.zeros(2), "evil": RunsCode()}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="besides tensors") as caught:
+        TorchSource(tmp_path / "x.pt")
+    assert len(str(caught.value).splitlines()) == 4
+    assert "posix.system" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert "code ran" not in capfd.readouterr().out
+
+
+def test_a_legacy_file_is_read_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(TorchSource(path).read("a"), torch.ones(3))
+    monkeypatch.setattr(torch_file, "LEGACY_LIMIT_BYTES", 10)
+    with pytest.raises(CheckpointError, match=r"before 1\.6") as caught:
+        TorchSource(path)
+    assert caught.value.fix is not None and "old.pt'" in caught.value.fix
+
+
+def test_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        TorchSource(path)
+
+
+@pytest.mark.parametrize("content", [{}, [torch.zeros(1)], torch.zeros(1), {"step": 1}])
+def test_no_named_tensors(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="no named tensors"):
+        TorchSource(tmp_path / "x.pt")
+
+
+def test_one_name_twice(tmp_path: Path) -> None:
+    torch.save({"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"a\.b is not a plain tensor, or is there twice"):
+        TorchSource(tmp_path / "x.pt")
