@@ -217,3 +217,32 @@ def _misfit(record: WeightRecord, because: str) -> FormatError:
         if record.op == "quantize"
         else "check the checkpoint against the model's configuration",
     )
+
+
+class JoinedSource:
+    """Several sources as one; each part is a prefix ("dit.", or "" for none) and a source."""
+
+    def __init__(self, parts: Sequence[tuple[str, TensorSource]]) -> None:
+        self._places = {
+            prefix + name: (source, name) for prefix, source in parts for name in source.names()
+        }
+
+    def names(self) -> Sequence[str]:
+        return tuple(self._places)
+
+    def spec(self, name: str) -> TensorSpec:
+        source, inner = self._place(name)
+        return source.spec(inner)
+
+    def read(self, name: str) -> Tensor:
+        source, inner = self._place(name)
+        return source.read(inner)
+
+    def _place(self, name: str) -> tuple[TensorSource, str]:
+        if name not in self._places:
+            raise CheckpointError(
+                f"no file holds the weight {name!r}",
+                because="the program reads it, and none of its checkpoints has it",
+                fix="pass the checkpoint of that part (--vae, --text-encoder)",
+            )
+        return self._places[name]

@@ -175,8 +175,8 @@ def _segment_scales(scale_S: Tensor, segments: Sequence[int], scales: Tensor) ->
 def _choose_scale(magnitudes: Tensor, g: Tensor, block_rule: str) -> Tensor:
     """The scale of each block, fp32 values of the E4M3 grid, [B]; ties go to the max rule."""
     amax_B = magnitudes.amax(-1)
-    ideal = (amax_B / E2M1_MAX) * g.reciprocal()
-    ideal = torch.where(amax_B.isfinite(), ideal, torch.full_like(ideal, torch.nan))
+    ideal = (amax_B / E2M1_MAX).mul_(g.reciprocal())
+    ideal.add_(amax_B - amax_B)  # Inf - Inf is NaN; everything else stays as it is
     best = _round_e4m3(ideal)
     if block_rule == "max":
         return best
@@ -185,7 +185,7 @@ def _choose_scale(magnitudes: Tensor, g: Tensor, block_rule: str) -> Tensor:
         error = _block_error(magnitudes, scale, g)
         better = error < best_error  # never so in a block whose scale is NaN
         best = torch.where(better, scale, best)
-        best_error = torch.where(better, error, best_error)
+        best_error = torch.minimum(error, best_error)
     return best
 
 
@@ -205,8 +205,7 @@ def _round_e4m3(x: Tensor) -> Tensor:
 
 def _inverse_step(scale: Tensor, g: Tensor) -> Tensor:
     """1 / (g * scale) as [B, 1]; 0 where the scale is zero or NaN, which gives codes 0."""
-    inverse = (g * scale).reciprocal_()
-    return torch.where(scale > 0, inverse, torch.zeros_like(inverse)).unsqueeze(-1)
+    return (g * scale).reciprocal_().nan_to_num_(nan=0.0, posinf=0.0).unsqueeze(-1)
 
 
 def _round_e2m1(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,34 @@
+"""The pipeline: how a captured program becomes quantized, fused, cached and staged.
+
+A pass is a function `(program, context) -> books` that climbs at most one rung of the ladder.
+"""
+
+from llvq.passes.cache_attention import cache_attention
+from llvq.passes.canonicalize import canonicalize
+from llvq.passes.fuse_gate_residual import fuse_gate_residual
+from llvq.passes.fuse_gelu_quantize import fuse_gelu_quantize
+from llvq.passes.fuse_linear import fuse_linear
+from llvq.passes.fuse_norm_quantize import fuse_norm_quantize
+from llvq.passes.insert_quantize import insert_quantize
+from llvq.passes.manager import Options, Pass, Report, Result, run
+from llvq.passes.raise_attention import raise_attention
+from llvq.passes.raise_norm_modulate import raise_norm_modulate
+from llvq.passes.raise_qk_norm_rope import raise_qk_norm_rope
+from llvq.passes.split_stages import split_stages
+from llvq.program import Level
+
+PIPELINE = (
+    Pass(canonicalize, Level.CAPTURED, "exact"),
+    Pass(raise_attention, Level.CAPTURED, "exact"),
+    Pass(raise_norm_modulate, Level.CAPTURED, "exact", optional=True),
+    Pass(raise_qk_norm_rope, Level.CANONICAL, "exact"),
+    Pass(insert_quantize, Level.QUANTIZED, "rounds"),
+    Pass(fuse_norm_quantize, Level.QUANTIZED, "exact", optional=True),
+    Pass(fuse_gelu_quantize, Level.QUANTIZED, "exact", optional=True),
+    Pass(fuse_gate_residual, Level.QUANTIZED, "exact", optional=True),
+    Pass(fuse_linear, Level.FUSED, "exact"),
+    Pass(cache_attention, Level.CACHED, "rounds"),
+    Pass(split_stages, Level.STAGED, "exact"),
+)
+
+__all__ = ["PIPELINE", "Options", "Pass", "Report", "Result", "run"]

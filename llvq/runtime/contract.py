@@ -10,14 +10,15 @@ import torch
 
 from llvq.errors import ContractError
 
-Rate = Literal["prompt", "step", "chunk", "call"]
+Rate = Literal["prompt", "step", "chunk", "call", "emit"]
 
 
 @dataclass(frozen=True)
 class InputSpec:
     """One graph input. `shape` has None for a bucketed dimension, whose sizes are `allowed`.
 
-    `rate` says how often the input changes: once per prompt, timestep, chunk or model call.
+    `rate` says how often the input changes: once per prompt, timestep, chunk or model call, or only
+    when a finished chunk is emitted as frames.
     Raises ContractError if the parts do not fit.
     """
 

@@ -1,0 +1,161 @@
+"""From a model's configuration to compiled stages: capture, passes, and the facts for a runtime.
+
+Nothing here reads a weight. `instantiate` joins a compiled model with a checkpoint in memory (for
+comparison and tests); `box.py` writes it to disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+
+from llvq.backends.base import Target
+from llvq.formats.kv import KV_FORMATS
+from llvq.graphs.read import attach
+from llvq.graphs.read import load as load_graph
+from llvq.graphs.write import dump
+from llvq.models.chunk import capture_chunk
+from llvq.models.config import ModelConfig, VaeConfig
+from llvq.models.stages import capture_image_encoder, capture_prompt_encoder
+from llvq.passes import PIPELINE, Options, Pass, Report, run
+from llvq.passes.lower import lower
+from llvq.program import KvPool, Program
+from llvq.recipe import Recipe
+from llvq.runtime.contract import InputSpec
+from llvq.runtime.executable import CompiledStage, Executable, PageSpec, RunFacts
+from llvq.weights import DictSource, JoinedSource, TensorSource, WeightRecord, materialize
+
+AUXILIARY = {"encode_text": capture_prompt_encoder, "encode_image": capture_image_encoder}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A compiled stage before it meets its weights."""
+
+    graph: GraphModule
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled model: stages, weight plan, facts for the runtime and the pass table."""
+
+    config: ModelConfig
+    recipe: Recipe
+    stages: dict[str, Stage]
+    weights: dict[str, WeightRecord]
+    constants: dict[str, torch.Tensor]
+    facts: RunFacts
+    reports: tuple[Report, ...]
+    target: Target | None = None
+
+
+def compile_model(
+    config: ModelConfig,
+    recipe: Recipe,
+    *,
+    options: Options | None = None,
+    pipeline: tuple[Pass, ...] = PIPELINE,
+) -> Compiled:
+    """Capture and rewrite the whole model on `meta` weights, up to level `staged`.
+
+    Raises CaptureError, MissError, SpecError, RecipeError.
+    """
+    dtype = getattr(torch, recipe.dtype)
+    program = capture_chunk(config, dtype)
+    result = run(program, recipe, pipeline, options)
+    stages = _stages(program)
+    weights, constants = dict(program.weights), dict(program.constants)
+    for name, extra in _auxiliary(config, dtype).items():
+        run(extra, recipe, pipeline[:1])
+        stages[name] = Stage(extra.graph, extra.inputs, extra.outputs)
+        weights |= extra.weights
+        constants |= extra.constants
+    facts = _facts(config, recipe, program)
+    return Compiled(config, recipe, stages, weights, constants, facts, tuple(result.reports))
+
+
+def _auxiliary(config: ModelConfig, dtype: torch.dtype) -> dict[str, Program]:
+    present = {"encode_text": config.text, "encode_image": config.vae}
+    return {name: make(config, dtype) for name, make in AUXILIARY.items() if present[name]}
+
+
+def _stages(program: Program) -> dict[str, Stage]:
+    return {
+        name: Stage(gm, program.stage_inputs[name], program.stage_outputs[name])
+        for name, gm in program.graphs.items()
+        if name in program.stage_inputs
+    }
+
+
+def lower_to(compiled: Compiled, target: Target) -> Compiled:
+    """Choose implementations for a target. Raises TargetError."""
+    lower({name: stage.graph for name, stage in compiled.stages.items()}, target)
+    return replace(compiled, target=target)
+
+
+def instantiate(compiled: Compiled, source: TensorSource, device: str = "cpu") -> Executable:
+    """Join a compiled model with its checkpoint, all in memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    joined = with_constants(compiled, source)
+    for record in compiled.weights.values():
+        tensors |= {name: t.to(device) for name, t in materialize(record, joined).items()}
+    stages = {}
+    for name, stage in compiled.stages.items():
+        graph = load_graph(dump(stage.graph), device=device)
+        attach(graph, {weight: tensors[weight] for weight in weight_names(graph)})
+        stages[name] = CompiledStage(name, graph, stage.inputs, stage.outputs)
+    return Executable(stages, compiled.facts, torch.device(device))
+
+
+def with_constants(compiled: Compiled, source: TensorSource) -> TensorSource:
+    """The checkpoint, and the constants that the configuration gives."""
+    return JoinedSource([("", source), ("", DictSource(compiled.constants))])
+
+
+def weight_names(graph: GraphModule) -> set[str]:
+    return {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+
+
+def _facts(config: ModelConfig, recipe: Recipe, program: Program) -> RunFacts:
+    dit, stream, vae = config.dit, config.stream, config.vae or VaeConfig()
+    copied = (
+        "frames_per_chunk",
+        "window_frames",
+        "sink_frames",
+        "steps",
+        "shift",
+        "multi_shot_sink",
+        "multi_shot_rope_offset",
+        "scene_cut_prefix",
+        "relative_rope",
+        "fps",
+    )
+    schedule: dict[str, Any] = {name: getattr(stream, name) for name in copied}
+    return RunFacts(
+        dtype=recipe.dtype,
+        latent_channels=dit.in_dim,
+        latent_hw=config.latent_hw,
+        text_len=dit.text_len,
+        text_dim=dit.text_dim,
+        spatial_stride=vae.spatial_stride,
+        temporal_stride=vae.temporal_stride,
+        pages=_page_spec(program.kv_pool),
+        loops=tuple((loop.input, loop.output) for loop in program.loop_states),
+        **schedule,
+    )
+
+
+def _page_spec(pool: KvPool | None) -> PageSpec:
+    if pool is None:
+        return PageSpec("none", 0, ())
+    sizes = (pool.layers, pool.slots, pool.tokens, pool.heads, pool.head_dim, pool.dtype)
+    tensors = tuple(
+        (f"pages.{name}", str(dtype).removeprefix("torch."), tuple(shape))
+        for name, dtype, shape in KV_FORMATS[pool.kv_format].specs(*sizes)
+    )
+    return PageSpec(pool.kv_format, pool.slots, tensors)

@@ -1,0 +1,70 @@
+"""The registry of the llvq dialect.
+
+An op shows its four faces together: schema (the signature), reference (the body, plain PyTorch
+on any device), fake (shapes and dtypes) and tolerance (how far a backend may be from the
+reference). A fused op's reference is the literal composition of the unfused references, with
+every intermediate rounding, so that a fusion never changes a number by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest accepted max|a - b| / max|b| against the reference. Zero means bit for bit."""
+
+    relative: float
+
+
+EXACT = Tolerance(0.0)
+BF16_ROUNDING = Tolerance(2**-7)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of the dialect as `torch.ops.llvq.<name>`."""
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    tolerance: Tolerance
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.llvq, self.name).default
+
+
+DIALECT: dict[str, Op] = {}
+
+
+def op(
+    *, fake: Callable[..., Any], tolerance: Tolerance, mutates: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Op]:
+    """Register a reference with its fake as `llvq::<function name>`."""
+
+    def register(reference: Callable[..., Any]) -> Op:
+        name = reference.__name__
+        custom = torch.library.custom_op(f"llvq::{name}", reference, mutates_args=mutates)
+        custom.register_fake(fake)
+        schema = str(getattr(torch.ops.llvq, name).default._schema)
+        DIALECT[name] = Op(name, schema, reference, tolerance)
+        return DIALECT[name]
+
+    return register
+
+
+def known_ops() -> dict[str, str]:
+    """Op name -> schema, as a manifest records it."""
+    return {f"llvq.{name}.default": entry.schema for name, entry in DIALECT.items()}
+
+
+def like_first(x: Tensor, *_: object, **__: object) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,0 +1,117 @@
+"""The whole video model for one chunk, as one module: what llvq captures.
+
+It is the last denoising step of a chunk: velocity and the chunk's K and V from the noisy latent,
+and the frames of x0 = latent - sigma * velocity, decoded both as the first chunk of a video and
+as a later one. Cut by rate, this one graph gives every stage of the runtime.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llvq.capture import capture
+from llvq.models.config import ModelConfig
+from llvq.models.dit import CausalWanDit
+from llvq.models.stages import set_latent_statistics
+from llvq.models.vae import WanVae, decode_state_shapes
+from llvq.program import KvState, LoopState, Program
+from llvq.runtime.contract import Rate
+
+RATES: dict[str, Rate] = {
+    "latent": "call",
+    "timestep": "step",
+    "positions": "chunk",
+    "prompt_embeds": "prompt",
+    "history_k": "chunk",
+    "history_v": "chunk",
+    "sigma": "emit",
+    "decode_state": "emit",
+}
+
+
+class ChunkModel(nn.Module):
+    """Denoiser and VAE decoder of one chunk. Weights: `dit.*` and `vae.*`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dit = CausalWanDit(config.dit, relative_rope=config.stream.relative_rope)
+        self.vae = WanVae(config.vae) if config.vae else None
+
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        positions: Tensor,
+        prompt_embeds: Tensor,
+        history_k: list[Tensor],
+        history_v: list[Tensor],
+        sigma: Tensor | None = None,
+        decode_state: list[Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Shapes as in `CausalWanDit.forward`; sigma fp32 [B, C]; decode_state as the VAE's."""
+        velocity, keys, values = self.dit(
+            latent, timestep, positions, prompt_embeds, history_k, history_v
+        )
+        outputs: dict[str, Any] = {"velocity": velocity, "keys": keys, "values": values}
+        if self.vae is not None and sigma is not None and decode_state is not None:
+            # The fp32 sigma promotes: no cast of latent or velocity that would run per call.
+            x0 = latent - sigma[:, :, None, None, None] * velocity
+            x0 = x0.to(latent.dtype).transpose(1, 2)
+            for name, first in (("decode_first", True), ("decode", False)):
+                frames, state = self.vae.decode(x0, decode_state, first=first)
+                outputs[name] = {"frames": frames, "state": state}
+        return outputs
+
+
+def meta_model(config: ModelConfig, dtype: torch.dtype) -> ChunkModel:
+    """The model on `meta`, its constants (latent statistics of the VAE) real."""
+    with torch.device("meta"):
+        model = ChunkModel(config).to(dtype)
+    if model.vae is not None:
+        set_latent_statistics(model.vae, config, dtype)
+    return model
+
+
+def example_inputs(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Meta inputs of a chunk at the full window."""
+    dit, stream = config.dit, config.stream
+    frames, (height, width) = stream.frames_per_chunk, config.latent_hw
+    history = (stream.window_chunks - 1) * config.chunk_tokens
+    kv_shape = (1, history, dit.num_heads, dit.head_dim)
+    positions = stream.window_frames if stream.relative_rope else frames
+    inputs: dict[str, Any] = {
+        "latent": _meta(dtype, 1, frames, dit.in_dim, height, width),
+        "timestep": _meta(torch.float32, 1, frames),
+        "positions": _meta(torch.float64, positions),
+        "prompt_embeds": _meta(dtype, 1, dit.text_len, dit.text_dim),
+        "history_k": [_meta(dtype, *kv_shape) for _ in range(dit.num_layers)],
+        "history_v": [_meta(dtype, *kv_shape) for _ in range(dit.num_layers)],
+    }
+    if config.vae is not None:
+        inputs["sigma"] = _meta(torch.float32, 1, frames)
+        shapes = decode_state_shapes(config.vae, config.latent_hw)
+        inputs["decode_state"] = [_meta(dtype, *shape) for shape in shapes]
+    return inputs
+
+
+def capture_chunk(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Program:
+    """Capture one chunk of the model. Takes seconds and no weight memory, at any size."""
+    inputs = example_inputs(config, dtype)
+    layers = range(config.dit.num_layers)
+    kv = [KvState(i, f"history_k.{i}", f"history_v.{i}", f"keys.{i}", f"values.{i}")
+          for i in layers]  # fmt: skip
+    loops = [
+        LoopState(f"decode_state.{i}", f"{stage}.state.{i}")
+        for stage in ("decode_first", "decode")
+        for i in range(len(inputs.get("decode_state", ())))
+    ]
+    rates = {name: rate for name, rate in RATES.items() if name in inputs}
+    model = meta_model(config, dtype)
+    return capture(model, inputs, rates=rates, kv_states=kv, loop_states=loops)
+
+
+def _meta(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")

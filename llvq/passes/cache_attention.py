@@ -1,0 +1,189 @@
+"""cache-attention: attention over a history given as tensors becomes attention over pages.
+
+Before, history K and V are graph inputs and the chunk's own K and V graph outputs. After, there
+is one page pool for all layers; a page table names the pages of the window, and one op per layer
+writes the chunk's page. Pages are the only arguments the graph mutates. The length of the window
+is then only the length of the page table, so one graph serves every window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from llvq.errors import CaptureError
+from llvq.formats.kv import KV_FORMATS
+from llvq.passes.books import Book, account_miss
+from llvq.passes.builder import Builder, dtype, finish, is_call, shape
+from llvq.passes.rules import Context
+from llvq.pattern import Literal, Match, Miss, Var, call, either, match
+from llvq.program import InputSpec, KvPool, KvState, Program
+
+aten = torch.ops.aten
+llvq = torch.ops.llvq
+
+COS, SIN = Var("cos"), Var("sin")
+K = call(aten.cat.default, [Var("history_k"), Var("k")], 1)
+V = call(aten.cat.default, [Var("history_v"), Var("v")], 1)
+ABSOLUTE = call(llvq.attention.default, Var("q"), K, V, Literal("scale"))
+OWN_COS = call(aten.slice.Tensor, COS, 0, Literal("cos_start"), Literal("cos_end"), shared=True)
+OWN_SIN = call(aten.slice.Tensor, SIN, 0, Literal("sin_start"), Literal("sin_end"), shared=True)
+RELATIVE = call(
+    llvq.attention.default,
+    call(llvq.rope.default, Var("q"), OWN_COS, OWN_SIN),
+    call(llvq.rope.default, K, COS, SIN),
+    V,
+    Literal("scale"),
+)
+CACHED = either(RELATIVE, ABSOLUTE)
+
+
+def cache_attention(program: Program, ctx: Context) -> list[Book]:
+    """Rewrite every layer that the capture declared a KV state for, or none at all."""
+    book = Book("paged-attention", sites=len(program.kv_states))
+    if not program.kv_states:
+        return [book]
+    matches = _match_layers(program, ctx, book)
+    if book.misses or not ctx.take():
+        book.stopped = len(matches)
+        return [book]
+    pool = _pool(program, ctx)
+    inputs = _add_inputs(program, pool)
+    for state in program.kv_states:
+        _rewrite_layer(program, pool, inputs, state, matches[state.layer])
+        book.hits += 1
+    _write_pages(program, pool, inputs)
+    _drop_history(program)
+    program.kv_pool, program.kv_states = pool, ()
+    finish(program.graph)
+    return [book]
+
+
+def _match_layers(program: Program, ctx: Context, book: Book) -> dict[int, Match]:
+    placeholders = _placeholders(program)
+    allowed = ctx.recipe.allow_miss.get("cache-attention", {})
+    found = {}
+    for state in program.kv_states:
+        history = placeholders[state.history_k]
+        result = _attention_over(history)
+        if isinstance(result, Match):
+            found[state.layer] = result
+        else:
+            account_miss(book, result.node, result, allowed)
+    return found
+
+
+def _attention_over(history: Node) -> Match | Miss:
+    """The match of the attention that reads this history."""
+    miss = Miss("no attention reads this history", history)
+    frontier = list(history.users)
+    while frontier:
+        node = frontier.pop(0)
+        if is_call(node, llvq.attention.default):
+            result = match(CACHED, node)
+            if isinstance(result, Match):
+                return result
+            miss = result
+        elif is_call(node, aten.cat.default, llvq.rope.default):
+            frontier.extend(node.users)
+    return miss
+
+
+def _pool(program: Program, ctx: Context) -> KvPool:
+    """The page pool that holds what the history inputs held, plus the chunk's own page."""
+    first = program.kv_states[0]
+    _, history, heads, head_dim = program.input(first.history_k).shape
+    own = _output_node(program, first.present_k)
+    tokens = shape(own)[1]
+    if history % tokens:
+        raise CaptureError(
+            f"a history of {history} tokens is not a whole number of chunks of {tokens}",
+            fix="capture with a window that is a multiple of the chunk",
+        )
+    kv = KV_FORMATS[ctx.recipe.kv.format]
+    sizes = (len(program.kv_states), history // tokens + 1, tokens, heads, head_dim, dtype(own))
+    names = tuple(f"pages.{name}" for name, _, _ in kv.specs(*sizes))
+    return KvPool(ctx.recipe.kv.format, *sizes, names)
+
+
+def _add_inputs(program: Program, pool: KvPool) -> dict[str, Node]:
+    """Placeholders for the pages, the page table and the slot to write."""
+    kv = KV_FORMATS[pool.kv_format]
+    sizes = (pool.layers, pool.slots, pool.tokens, pool.heads, pool.head_dim, pool.dtype)
+    specs = [
+        InputSpec(f"pages.{name}", page_dtype, page_shape, "chunk")
+        for name, page_dtype, page_shape in kv.specs(*sizes)
+    ]
+    specs.append(InputSpec("page_table", torch.int64, (None,), "chunk", tuple(range(pool.slots))))
+    specs.append(InputSpec("slot", torch.int64, (), "chunk"))
+    graph = program.graph.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    nodes = {}
+    for spec in specs:
+        with graph.inserting_after(last):
+            last = graph.placeholder(spec.name.replace(".", "_"))
+        full = [pool.slots - 1 if size is None else size for size in spec.shape]
+        last.meta["val"] = torch.empty(full, dtype=spec.dtype, device="meta")
+        nodes[spec.name] = last
+    program.inputs += tuple(specs)
+    return nodes
+
+
+def _rewrite_layer(
+    program: Program, pool: KvPool, inputs: dict[str, Node], state: KvState, found: Match
+) -> None:
+    builder = Builder(program, "paged-attention", found.root, found.nodes)
+    out = builder.call(
+        llvq.paged_attention.default,
+        *(found[name] for name in "qkv"),
+        [inputs[name] for name in pool.inputs],
+        inputs["page_table"],
+        found.get("cos"),
+        found.get("sin"),
+        found["scale"],
+        state.layer,
+        pool.kv_format,
+    )
+    found.root.replace_all_uses_with(out)
+
+
+def _write_pages(program: Program, pool: KvPool, inputs: dict[str, Node]) -> None:
+    """One write per layer, in place of the outputs that handed the chunk's K and V out."""
+    output = _output(program.graph.graph)
+    by_name = dict(zip(program.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+    builder = Builder(program, "paged-attention", output, ())
+    pages = [inputs[name] for name in pool.inputs]
+    for state in program.kv_states:
+        k, v = by_name.pop(state.present_k), by_name.pop(state.present_v)
+        builder.call(
+            llvq.write_page.default, pages, k, v, inputs["slot"], state.layer, pool.kv_format
+        )
+    program.outputs = tuple(by_name)
+    output.args = (tuple(by_name.values()),)
+
+
+def _drop_history(program: Program) -> None:
+    histories = {name for s in program.kv_states for name in (s.history_k, s.history_v)}
+    placeholders = _placeholders(program)
+    finish(program.graph)
+    for name in histories:
+        program.graph.graph.erase_node(placeholders[name])
+    program.inputs = tuple(spec for spec in program.inputs if spec.name not in histories)
+
+
+def _placeholders(program: Program) -> dict[str, Node]:
+    nodes = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
+    return {spec.name: node for spec, node in zip(program.inputs, nodes, strict=True)}
+
+
+def _output(graph: Graph) -> Node:
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def _output_node(program: Program, name: str) -> Node:
+    values: Any = _output(program.graph.graph).args[0]
+    return dict(zip(program.outputs, values, strict=True))[name]
+
+

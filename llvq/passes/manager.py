@@ -1,0 +1,158 @@
+"""The pass manager: runs passes in order, times them, checks the level, keeps the books."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from llvq.passes.books import Book, refuse_misses
+from llvq.passes.rules import Context
+from llvq.passes.spec import verify
+from llvq.program import Level, Program
+from llvq.recipe import Recipe, RecipeError, unknown
+
+PassFunction = Callable[[Program, Context], list[Book]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass: the function, the level its result is legal at, and what it does to numbers.
+
+    `optional` passes only make programs faster; the others make a level and cannot be left out.
+    """
+
+    function: PassFunction
+    reaches: Level
+    numerics: Literal["exact", "rounds"]
+    optional: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__.replace("_", "-")
+
+    @property
+    def summary(self) -> str:
+        """First sentence of the module's docstring, without the name."""
+        module = __import__(self.function.__module__, fromlist=["_"])
+        first = (module.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
+        return first.removeprefix(f"{self.name}: ")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One line of the pass table."""
+
+    name: str
+    level: str
+    numerics: str
+    books: tuple[Book, ...]
+    nodes: tuple[int, int]
+    milliseconds: float
+
+    def total(self, what: str) -> int:
+        counts = {
+            "sites": sum(b.sites for b in self.books),
+            "hits": sum(b.hits for b in self.books),
+            "excluded": sum(b.excluded.total() for b in self.books),
+            "misses": sum(len(b.misses) + b.tolerated.total() for b in self.books),
+        }
+        return counts[what]
+
+    def to_dict(self, *, timing: bool = True) -> dict[str, Any]:
+        row = {
+            "name": self.name,
+            "level": self.level,
+            "numerics": self.numerics,
+            "nodes": list(self.nodes),
+            "books": [book.to_dict() for book in self.books],
+        }
+        return row | ({"ms": round(self.milliseconds, 1)} if timing else {})
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a pipeline. Names of passes are checked against it."""
+
+    print_ir_after: tuple[str, ...] = ()
+    dump: Path | None = None
+    stop_after: str | None = None
+    disable: tuple[str, ...] = ()
+    limit: int | None = None
+    show: Callable[[str], None] = print
+
+
+@dataclass
+class Result:
+    """What running a pipeline gave: the reports, and how many rewrites were made."""
+
+    reports: list[Report] = field(default_factory=list)
+    rewrites: int = 0
+
+
+def run(
+    program: Program,
+    recipe: Recipe,
+    pipeline: Sequence[Pass],
+    options: Options | None = None,
+) -> Result:
+    """Run the passes on `program`, in place. Raises MissError, SpecError, RecipeError."""
+    options = options or Options()
+    check_names(pipeline, options)
+    ctx, result = Context(recipe, options.limit), Result()
+    verify(program)
+    for index, step in enumerate(pipeline):
+        if step.name in options.disable:
+            continue
+        result.reports.append(_run_one(program, ctx, step))
+        _emit(program, index, step, options)
+        if step.name == options.stop_after:
+            break
+    result.rewrites = ctx.rewrites
+    return result
+
+
+def check_names(pipeline: Sequence[Pass], options: Options) -> None:
+    """Every pass that an option names must exist, and only optional ones can be disabled."""
+    names = [step.name for step in pipeline]
+    asked = [*options.disable, *options.print_ir_after, *filter(None, [options.stop_after])]
+    for name in asked:
+        if name not in names and name != "all":
+            raise unknown("pass", name, names)
+    for step in pipeline:
+        if step.name in options.disable and not step.optional:
+            raise RecipeError(
+                f"{step.name} cannot be disabled",
+                because=f"it makes level {step.reaches.name.lower()}, which later passes need",
+                fix=f"use --stop-after {step.name}, or disable one of "
+                f"{', '.join(s.name for s in pipeline if s.optional)}",
+            )
+
+
+def _run_one(program: Program, ctx: Context, step: Pass) -> Report:
+    before, start = _size(program), time.perf_counter()
+    books = step.function(program, ctx)
+    if ctx.limit is None:
+        refuse_misses(step.name, books)
+        program.level = step.reaches
+        verify(program)
+    elif ctx.rewrites < ctx.limit:
+        program.level = step.reaches
+    spent = (time.perf_counter() - start) * 1e3
+    level = step.reaches.name.lower()
+    return Report(step.name, level, step.numerics, tuple(books), (before, _size(program)), spent)
+
+
+def _emit(program: Program, index: int, step: Pass, options: Options) -> None:
+    if {"all", step.name} & set(options.print_ir_after):
+        options.show(f"// IR after {step.name}\n{program.text()}")
+    if options.dump is not None:
+        options.dump.mkdir(parents=True, exist_ok=True)
+        path = options.dump / f"{index:02d}-{step.name}.txt"
+        path.write_text(program.text() + "\n", encoding="utf-8")
+
+
+def _size(program: Program) -> int:
+    return sum(len(gm.graph.nodes) for gm in program.graphs.values())

@@ -1,0 +1,123 @@
+"""Rules: a rewriting pass is a tuple of them, and a rule is data.
+
+An anchor says which nodes are sites, a pattern what a site must look like, a check what else must
+hold, a builder what takes its place. All are module-level functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from llvq.passes.books import Book, account_miss
+from llvq.passes.builder import Builder, finish
+from llvq.pattern import Match, Miss, match, root_targets
+from llvq.program import Program
+from llvq.recipe import Recipe
+
+
+@dataclass
+class Context:
+    """What a pass may read beside the program, and the count of rewrites that bisect limits."""
+
+    recipe: Recipe
+    limit: int | None = None
+    rewrites: int = 0
+
+    def take(self) -> bool:
+        """Count one rewrite; False when the limit is reached and it must not happen."""
+        if self.limit is not None and self.rewrites >= self.limit:
+            return False
+        self.rewrites += 1
+        return True
+
+
+Check = Callable[[Match], str | None]
+Build = Callable[[Match, Builder], Node]
+
+
+def always(_: Match) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`anchor` says which nodes are sites; `check` gives a reason not to, or None."""
+
+    name: str
+    anchor: Callable[[Node], bool]
+    pattern: Any
+    build: Build
+    check: Check = always
+
+
+def apply_rules(program: Program, ctx: Context, name: str, rules: tuple[Rule, ...]) -> list[Book]:
+    """Apply the rules one after the other; raise MissError for what no tolerance covers."""
+    return [apply_rule(program, ctx, name, rule) for rule in rules]
+
+
+def apply_rule(program: Program, ctx: Context, pass_name: str, rule: Rule) -> Book:
+    """Rewrite every site of one rule, outermost roots first, and account for every site."""
+    graph = program.graph.graph
+    left = dict.fromkeys(node for node in graph.nodes if rule.anchor(node))
+    book = Book(rule.name, sites=len(left))
+    deepest: dict[Node, Miss] = {}
+    for root in reversed(_roots(graph, rule)):
+        found = _try(rule, root)
+        if isinstance(found, Miss):
+            _keep_deepest(deepest, found)
+            continue
+        covered = [node for node in dict.fromkeys(found.nodes) if node in left]
+        if covered:
+            _rewrite(program, ctx, rule, found, book, len(covered))
+            left = {node: None for node in left if node not in covered}
+    _account_misses(book, list(left), deepest, ctx, pass_name)
+    finish(program.graph)
+    return book
+
+
+def _rewrite(
+    program: Program, ctx: Context, rule: Rule, found: Match, book: Book, sites: int
+) -> None:
+    if not ctx.take():
+        book.stopped += sites
+        return
+    book.hits += sites
+    builder = Builder(program, rule.name, found.root, found.nodes)
+    found.root.replace_all_uses_with(rule.build(found, builder))
+    found.root.graph.erase_node(found.root)  # FX keeps dead ops that it takes for random.
+
+
+def _keep_deepest(deepest: dict[Node, Miss], miss: Miss) -> None:
+    """The attempt that matched most of a site explains best why the rest did not."""
+    for node in miss.covered:
+        if node not in deepest or len(deepest[node].covered) <= len(miss.covered):
+            deepest[node] = miss
+
+
+def _roots(graph: Graph, rule: Rule) -> list[Node]:
+    targets = root_targets(rule.pattern)
+    return [node for node in graph.nodes if node.op == "call_function" and node.target in targets]
+
+
+def _try(rule: Rule, root: Node) -> Match | Miss:
+    if not root.users:  # Already replaced; dead until the end of the rule.
+        return Miss("it is dead", root)
+    found = match(rule.pattern, root)
+    if isinstance(found, Match):
+        reason = rule.check(found)
+        if reason is not None:
+            return Miss(reason, root, found.nodes)
+    return found
+
+
+def _account_misses(
+    book: Book, sites: list[Node], reasons: dict[Node, Miss], ctx: Context, pass_name: str
+) -> None:
+    allowed = ctx.recipe.allow_miss.get(pass_name, {})
+    for site in sites:
+        miss = reasons.get(site, Miss("no node that could end the pattern uses it", site))
+        account_miss(book, site, miss, allowed)

@@ -1,0 +1,153 @@
+"""What is legal on each rung of the ladder, and the check that a graph is.
+
+`graph.lint()` is not verification: it passes with stale dtypes. Here every value is inferred
+again and compared with what the graph says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.utils._pytree as pytree
+from torch.fx import GraphModule, Node
+
+from llvq.errors import SpecError
+from llvq.formats.nvfp4 import BLOCK
+from llvq.passes.builder import infer, is_call, shape
+from llvq.program import Level, Program, provenance, val, where
+
+aten = torch.ops.aten
+llvq = torch.ops.llvq
+
+Law = Callable[[Node], str | None]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The laws that hold at a level and on every rung above it, until `until`."""
+
+    level: Level
+    law: Law
+    until: Level = Level.LOWERED
+
+
+def no_device(node: Node) -> str | None:
+    device = node.kwargs.get("device")
+    literal = isinstance(device, torch.device) and device.type != "meta"
+    return f"it names the device {device}" if literal else None
+
+
+def no_core_aten(node: Node) -> str | None:
+    dissolved = is_call(node, aten.addmm.default, aten.mm.default, aten.t.default)
+    return "linears must be kept whole: match on the export IR" if dissolved else None
+
+
+def one_spelling(node: Node) -> str | None:
+    others = (aten.view.default, aten.flatten.using_ints, aten.unflatten.int, aten.type_as.default)
+    return "it is a spelling that canonicalize removes" if is_call(node, *others) else None
+
+
+def attention_raised(node: Node) -> str | None:
+    left = is_call(node, aten.scaled_dot_product_attention.default)
+    return "raise-attention left it" if left else None
+
+
+def whole_blocks(node: Node) -> str | None:
+    if not is_call(node, llvq.quantize.default):
+        return None
+    features = shape(node.args[0])[-1]  # type: ignore[arg-type]
+    return f"K = {features} is not a multiple of {BLOCK}" if features % BLOCK else None
+
+
+def quantized_once(node: Node) -> str | None:
+    if not is_call(node, llvq.quantize.default):
+        return None
+    twins = [u for u in node.args[0].users if is_call(u, llvq.quantize.default)]  # type: ignore[union-attr]
+    return "its value is quantized more than once" if len(twins) > 1 else None
+
+
+def no_loose_pairs(node: Node) -> str | None:
+    loose = is_call(node, aten.linear.default) and any(
+        is_call(source, llvq.dequantize.default) for source in node.all_input_nodes
+    )
+    return "a dequantize still feeds a linear" if loose else None
+
+
+def only_pages_mutate(node: Node) -> str | None:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    mutates = node.target._schema.is_mutable and node.target is not llvq.write_page.default
+    return "only pages may be mutated" if mutates else None
+
+
+def has_implementation(node: Node) -> str | None:
+    is_llvq = getattr(node.target, "namespace", None) == "llvq"
+    chosen = "impl" in provenance(node)
+    return "no implementation was chosen" if is_llvq and not chosen else None
+
+
+SPECS = (
+    Spec(Level.CAPTURED, no_device),
+    Spec(Level.CAPTURED, no_core_aten),
+    Spec(Level.CANONICAL, one_spelling),
+    Spec(Level.CANONICAL, attention_raised),
+    Spec(Level.QUANTIZED, whole_blocks),
+    Spec(Level.QUANTIZED, quantized_once),
+    Spec(Level.FUSED, no_loose_pairs),
+    Spec(Level.CACHED, only_pages_mutate),
+    Spec(Level.LOWERED, has_implementation),
+)
+
+
+def verify(program: Program) -> None:
+    """Raise SpecError at the first node that breaks a law of the program's level."""
+    laws = [spec.law for spec in SPECS if spec.level <= program.level <= spec.until]
+    for stage, gm in program.graphs.items():
+        gm.graph.lint()
+        for node in gm.graph.nodes:
+            for law in laws:
+                _require(law(node), node, stage, program.level)
+            _require(stale(node), node, stage, program.level)
+        _require_weights(program, gm)
+
+
+def stale(node: Node) -> str | None:
+    """Whether the recorded value of a call is not what the call gives."""
+    if node.op != "call_function":
+        return None
+    said, found = (pytree.tree_map_only(torch.Tensor, _look, v) for v in (val(node), infer(node)))
+    same = pytree.tree_leaves(said) == pytree.tree_leaves(found)
+    return None if same else f"it is recorded as {said} but computes {found}"
+
+
+def _look(value: torch.Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+
+
+def _require(reason: str | None, node: Node, stage: str, level: Level) -> None:
+    if reason is not None:
+        raise SpecError(
+            f"graph {stage!r} is not legal at level {level.name.lower()}",
+            where=where(node),
+            because=f"{node.target}: {reason}",
+            fix="run the compiler with --print-ir-after-all and look at the pass before",
+        )
+
+
+def _require_weights(program: Program, gm: GraphModule) -> None:
+    """Every weight a graph reads must have a record in the plan."""
+    made: set[str] = set()
+    for record in program.weights.values():
+        suffixes = (".codes", ".scales", ".global_scale") if record.op == "quantize" else ("",)
+        made.update(record.target + suffix for suffix in suffixes)
+    missing = sorted({str(n.target) for n in gm.graph.nodes if n.op == "get_attr"} - made)
+    if missing:
+        raise SpecError(
+            f"{len(missing)} weights have no record in the weight plan",
+            because=", ".join(missing[:8]),
+            fix="the pass that introduced them must append a WeightRecord",
+        )
+
+

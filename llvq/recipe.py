@@ -1,0 +1,136 @@
+"""A recipe: every choice that a user makes about a quantization, as frozen data.
+
+Read from TOML; an unknown key is refused with the nearest known one. The resolved recipe travels
+in the artifact.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from llvq.errors import RecipeError
+from llvq.formats.kv import KV_FORMATS
+from llvq.formats.nvfp4 import BLOCK_RULES
+
+DTYPES = ("bfloat16", "float32")
+
+# LongLive-2.0 keeps its six outer linears in bf16; VAE and text encoder are not denoiser layers.
+OUTER_LINEARS = (
+    "*text_embedding.*",
+    "*time_embedding.*",
+    "*time_projection.*",
+    "*head.head",
+)
+
+
+@dataclass(frozen=True)
+class LinearRecipe:
+    """How linears become NVFP4. `exclude` are globs over module paths, kept as they are."""
+
+    weight_rule: str = "four_over_six"
+    activation_rule: str = "four_over_six"
+    exclude: tuple[str, ...] = OUTER_LINEARS
+
+
+@dataclass(frozen=True)
+class KvRecipe:
+    """How pages of the KV cache are held: nvfp4, fp8, or none (the model's dtype)."""
+
+    format: str = "nvfp4"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All choices. `allow_miss` maps a pass name to {module glob: reason}."""
+
+    name: str = "longlive2-nvfp4"
+    dtype: str = "bfloat16"
+    linear: LinearRecipe = field(default_factory=LinearRecipe)
+    kv: KvRecipe = field(default_factory=KvRecipe)
+    allow_miss: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _choose("dtype", self.dtype, DTYPES)
+        _choose("linear.weight_rule", self.linear.weight_rule, BLOCK_RULES)
+        _choose("linear.activation_rule", self.linear.activation_rule, BLOCK_RULES)
+        _choose("kv.format", self.kv.format, tuple(KV_FORMATS))
+
+    def excluded_by(self, module: str) -> str | None:
+        """The first glob that keeps a linear out of NVFP4, or None."""
+        return next((glob for glob in self.linear.exclude if fnmatchcase(module, glob)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A builtin recipe by name, or a TOML file."""
+    if name_or_path in BUILTIN:
+        return BUILTIN[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise RecipeError(
+            f"no recipe {name_or_path!r}",
+            because="it is neither a file nor a builtin recipe",
+            fix=f"use one of {', '.join(BUILTIN)}, or a .toml file",
+        )
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"{path} is not TOML", because=str(error), fix="see docs/recipes.md for an example"
+        ) from error
+    return recipe_from_dict({"name": path.stem, **document})
+
+
+def recipe_from_dict(document: Mapping[str, Any]) -> Recipe:
+    """Build a recipe from nested mappings; every key must be known."""
+    return _build(NVFP4, document, "")
+
+
+def _build(base: Any, document: Mapping[str, Any], prefix: str) -> Any:
+    known = {f.name: getattr(base, f.name) for f in fields(base)}
+    changes: dict[str, Any] = {}
+    for key, value in document.items():
+        if key not in known:
+            raise unknown("recipe key", prefix + key, [prefix + name for name in known])
+        changes[key] = _convert(known[key], value, prefix + key)
+    return replace(base, **changes)
+
+
+def _convert(default: Any, value: Any, name: str) -> Any:
+    if is_dataclass(default):
+        if not isinstance(value, Mapping):
+            raise RecipeError(f"recipe key {name!r} is a table", fix=f"write [{name}]")
+        return _build(default, value, name + ".")
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        value = tuple(value)
+    expected = Mapping if isinstance(default, Mapping) else type(default)
+    if not isinstance(value, expected):
+        raise RecipeError(
+            f"recipe key {name!r} is {value!r}", because=f"it must be a {expected.__name__}"
+        )
+    return value
+
+
+def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise unknown(name, value, list(choices))
+
+
+def unknown(what: str, name: str, known: list[str]) -> RecipeError:
+    """The error for a name that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return RecipeError(f"no {what} {name!r}", fix=f"{hint}known: {', '.join(known)}")
+
+
+NVFP4 = Recipe()
+BF16 = Recipe(name="bf16", linear=LinearRecipe(exclude=("*",)), kv=KvRecipe(format="none"))
+BUILTIN = {"longlive2-nvfp4": NVFP4, "bf16": BF16}

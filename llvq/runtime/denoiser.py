@@ -1,0 +1,127 @@
+"""The denoiser of one video: pages, page table, and what is computed once per prompt and step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llvq.runtime.executable import Executable
+from llvq.runtime.pages import PageTable
+from llvq.runtime.sampler import Schedule, advance
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A finished chunk: x0 = latent - sigma * velocity, and those three for the decode stage.
+
+    Latents [1, C, channels, h, w]; sigma fp32 [1, C].
+    """
+
+    x0: Tensor
+    latent: Tensor
+    velocity: Tensor
+    sigma: Tensor
+
+
+class Denoiser:
+    """Denoises chunk after chunk. Owns the page pool and the page table."""
+
+    def __init__(self, executable: Executable, schedule: Schedule) -> None:
+        facts = executable.facts
+        self.executable, self.facts, self.schedule = executable, facts, schedule
+        self.pages = {
+            name: torch.zeros(shape, dtype=getattr(torch, dtype), device=executable.device)
+            for name, dtype, shape in facts.pages.tensors
+        }
+        self.table = PageTable(
+            window_chunks=facts.window_frames // facts.frames_per_chunk,
+            sink_chunks=facts.sink_frames // facts.frames_per_chunk,
+            multi_shot_sink=facts.multi_shot_sink,
+        )
+        self.shot = 0
+        self._modulations: dict[tuple[float, ...], dict[str, Tensor]] = {}
+        self._conditions: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    def run(
+        self, index: int, noise: Tensor, prompt: Tensor, *, scene_cut: bool, image: Tensor | None
+    ) -> Denoised:
+        """Denoise chunk `index` and store its keys and values.
+
+        noise [1, C, channels, h, w]; prompt [1, X, text_dim]; image, for the first chunk of an
+        image-to-video: latent [1, 1, channels, h, w] that frame 0 is held at.
+        """
+        if scene_cut and self.facts.multi_shot_rope_offset:
+            self.shot += 1
+        table = self.table.begin(index)
+        placement = table.placement
+        assert placement is not None
+        values = {
+            **self.pages,
+            **self._condition(prompt),
+            "positions": self._positions(index),
+            "page_table": self._integers(placement.history),
+            "slot": self._integers(placement.slot),
+        }
+        result = self._sample(values, noise, image)
+        self._call("refresh", values, result.x0, self._timesteps(0, image))
+        self.table = table.commit(scene_cut=scene_cut)
+        return result
+
+    def _sample(self, values: dict[str, Tensor], noise: Tensor, image: Tensor | None) -> Denoised:
+        """All denoising steps. Frame 0 of an image-to-video stays the image, at timestep 0."""
+        latent, velocities = held(noise, image), []
+        for step, timestep in enumerate(self.schedule.timesteps):
+            timesteps = self._timesteps(timestep, image)
+            velocities.append(self._call("denoise", values, latent, timesteps)["velocity"])
+            previous, latent = latent, advance(self.schedule, step, noise, velocities)
+            latent = held(latent, image)
+        sigma = torch.full(noise.shape[:2], self.schedule.sigmas[-2], device=noise.device)
+        if image is not None:
+            sigma[:, 0] = 0.0
+        return Denoised(latent, previous, velocities[-1], sigma)
+
+    def _call(
+        self, stage: str, values: dict[str, Tensor], latent: Tensor, timesteps: tuple[float, ...]
+    ) -> dict[str, Tensor]:
+        inputs = {**values, **self._modulation(timesteps), "latent": latent}
+        return self.executable.stage(stage)(inputs)
+
+    def _condition(self, prompt: Tensor) -> dict[str, Tensor]:
+        """What depends on the prompt alone; computed when the prompt changes."""
+        if self._conditions is None or self._conditions[0] is not prompt:
+            outputs = self.executable.stage("condition")({"prompt_embeds": prompt})
+            self._conditions = (prompt, outputs)
+        return self._conditions[1]
+
+    def _modulation(self, timesteps: tuple[float, ...]) -> dict[str, Tensor]:
+        """What depends on the timesteps alone; kept, since a schedule repeats them."""
+        if timesteps not in self._modulations:
+            tensor = torch.tensor([timesteps], device=self.executable.device)
+            outputs = self.executable.stage("modulate")({"timestep": tensor})
+            self._modulations[timesteps] = outputs
+        return self._modulations[timesteps]
+
+    def _timesteps(self, timestep: int, image: Tensor | None) -> tuple[float, ...]:
+        """One timestep per frame of the chunk."""
+        first = 0.0 if image is not None else float(timestep)
+        return (first, *[float(timestep)] * (self.facts.frames_per_chunk - 1))
+
+    def _positions(self, index: int) -> Tensor:
+        """Temporal positions: of the chunk's frames, or of the whole window in relative mode."""
+        if self.facts.relative_rope:
+            start, count = 0.0, self.facts.window_frames
+        else:
+            count = self.facts.frames_per_chunk
+            start = index * count + self.shot * self.facts.multi_shot_rope_offset
+        frames = torch.arange(count, dtype=torch.float64, device=self.executable.device)
+        return frames + start
+
+    def _integers(self, value: int | tuple[int, ...]) -> Tensor:
+        return torch.tensor(value, dtype=torch.int64, device=self.executable.device)
+
+
+def held(latent: Tensor, image: Tensor | None) -> Tensor:
+    """`latent` with frame 0 replaced by the image's latent, where there is one."""
+    return latent if image is None else torch.cat([image, latent[:, 1:]], dim=1)
