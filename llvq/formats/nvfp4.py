@@ -44,8 +44,8 @@ FOUR_OVER_SIX_SCALE_MAX = 256.0
 SWEEP_OFFSETS = (-2, -1, 1, 2, 3, 4, 5, 6)
 # With g at least this, g times the smallest E4M3 subnormal is a normal fp32 with a reciprocal.
 GLOBAL_SCALE_MIN = 2.0**-117
-# Blocks per step: fp32 buffers of 1 MiB stay in cache and hide the dispatch.
-CPU_CHUNK_BLOCKS = 1 << 14
+# Blocks per step: fp32 buffers of 2 MiB stay in cache and hide the dispatch.
+CPU_CHUNK_BLOCKS = 1 << 15
 DEVICE_CHUNK_BLOCKS = 1 << 20
 
 FP32_EXPONENT_MASK = 0x7F800000
