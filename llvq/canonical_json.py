@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# One limit for every Python: its own differs by version, and repr() has another than json.
+MAX_DEPTH = 100
+
 
 def dumps(document: Any) -> bytes:
     """Canonical bytes of a tree of dict, list, str, int, float, bool and None (tuples are lists).
 
-    Raises ValueError for anything else: NaN, an infinity, a key that is not a string.
+    Raises ValueError for anything else: NaN, an infinity, a key that is not a string, a tree
+    deeper than MAX_DEPTH.
     """
-    _refuse_odd_keys(document)
+    _check(document)
     try:
         text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    except (TypeError, RecursionError) as error:
+    except TypeError as error:
         raise ValueError(str(error)) from error
     return text.encode("ascii")
 
@@ -26,11 +30,13 @@ def dumps(document: Any) -> bytes:
 def loads(data: bytes) -> Any:
     """The document in `data`. Raises ValueError with a sentence, whatever is wrong with it."""
     try:
-        return json.loads(
+        document = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    _check(document)
+    return document
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -45,15 +51,17 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _refuse_odd_keys(document: Any) -> None:
-    pending = [document]
+def _check(document: Any) -> None:
+    pending = [(document, 0)]
     while pending:
-        item = pending.pop()
+        item, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError("it is nested too deeply")
         if isinstance(item, dict):
             # json.dumps would turn 1 into "1": two documents, one spelling.
             for key in item:
                 if not isinstance(key, str):
                     raise ValueError(f"key {key!r} is not a string")
-            pending.extend(item.values())
+            pending.extend((value, depth + 1) for value in item.values())
         elif isinstance(item, list | tuple):
-            pending.extend(item)
+            pending.extend((value, depth + 1) for value in item)

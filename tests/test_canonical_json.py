@@ -39,7 +39,17 @@ def test_dumps_refuses(document: object) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b'{"a":NaN}', b"[Infinity]", b'{"a":1,"a":1}', b"\xff", b"[" * 100_000, b"1 2"],
+    [
+        b"",
+        b"{",
+        b'{"a":NaN}',
+        b"[Infinity]",
+        b'{"a":1,"a":1}',
+        b"\xff",
+        b"[" * 100_000,
+        b"[" * 200 + b"]" * 200,
+        b"1 2",
+    ],
 )
 def test_loads_refuses(data: bytes) -> None:
     with pytest.raises(ValueError):
