@@ -7,6 +7,7 @@ written twice, which `json` would answer with the last one.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 # One limit for every Python: its own differs by version, and repr() has another than json.
@@ -42,8 +43,8 @@ def loads(data: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} is there twice")
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {name!r} is there twice")
     return document
 
 
