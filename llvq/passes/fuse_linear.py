@@ -56,15 +56,19 @@ def fuse_linear(program: Program, ctx: Context) -> list[Book]:
 
 
 def _groups(sites: list[Node]) -> list[list[Match]]:
-    """Matches that read the same codes, in graph order, with and without bias apart."""
+    """Matches of sibling modules that read the same codes, with and without bias apart.
+
+    Only siblings: every layer's cross-attention k and v read one text, and a stack of them all
+    would be one weight that no layer owns.
+    """
     groups: dict[Any, list[Match]] = {}
     for node in sites:
         pattern = WITHOUT_BIAS if len(node.args) < 3 or node.args[2] is None else WITH_BIAS
         found = match(pattern, node)
         assert isinstance(found, Match), found
-        groups.setdefault((found["x_codes"], found["x_dtype"], pattern is WITH_BIAS), []).append(
-            found
-        )
+        parent = str(found["w_codes"].target).rsplit(".", 2)[0]
+        key = (found["x_codes"], found["x_dtype"], pattern is WITH_BIAS, parent)
+        groups.setdefault(key, []).append(found)
     return list(groups.values())
 
 
@@ -109,13 +113,12 @@ def _stack_bias(
         return None
     name = f"{stacked}.bias"
     sources = tuple(str(bias.target) for bias in biases)
-    program.weights[name] = WeightRecord(name, "concat", sources)
+    program.weights[name] = WeightRecord(name, "concat", sources, dtype=dtype(biases[0]))
     rows = sum(shape(bias)[0] for bias in biases)
     return builder.weight(name, dtype(biases[0]), (rows,))
 
 
 def stacked_name(names: list[str]) -> str:
-    """`a.q`, `a.k`, `a.v` together: `a.q_k_v`."""
-    parents = {name.rpartition(".")[0] for name in names}
-    leaves = "_".join(name.rpartition(".")[2] for name in names)
-    return f"{parents.pop()}.{leaves}" if len(parents) == 1 else "_".join(names).replace(".", "_")
+    """Siblings `a.q`, `a.k`, `a.v` together: `a.q_k_v`."""
+    parent = names[0].rpartition(".")[0]
+    return f"{parent}." + "_".join(name.rpartition(".")[2] for name in names)
