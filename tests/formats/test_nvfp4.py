@@ -1,4 +1,4 @@
-"""NVFP4 against the fouroversix goldens, three public quantizers, and its own laws."""
+"""NVFP4 against the fouroversix goldens, public quantizers, and at its edges."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,7 +14,6 @@ from llvq.formats import nvfp4
 
 GOLDENS = load_file(Path(__file__).parents[1] / "data" / "nvfp4_4over6.safetensors")
 INPUTS = ("gaussian", "outlier", "student_t", "zero_block", "all_zero")
-SETTINGS = settings(max_examples=30, deadline=None)
 MIDPOINTS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 
 
@@ -255,52 +252,3 @@ def test_segments_scale_their_own_rows() -> None:
     )
     values = nvfp4.dequantize(*joined, torch.bfloat16, segments=(1, 2, 3))
     assert torch.equal(values, torch.cat([decode(p, torch.bfloat16) for p in parts]))
-
-
-weights = st.builds(
-    random_weight,
-    seed=st.integers(0, 2**32),
-    rows=st.integers(1, 5),
-    width=st.integers(1, 6).map(lambda n: n * 16),
-    scale=st.sampled_from([1e-8, 0.02, 1.0, 1e6]),
-)
-
-
-@SETTINGS
-@given(weights)
-def test_max_rule_is_idempotent(x: Tensor) -> None:
-    once = nvfp4.quantize(x)
-    twice = nvfp4.quantize(decode(once), global_scale=once.global_scale)
-    assert torch.equal(decode(twice), decode(once))
-
-
-@SETTINGS
-@given(weights, st.sampled_from(nvfp4.BLOCK_RULES))
-def test_error_bound_per_block(x: Tensor, rule: str) -> None:
-    """Half the widest E2M1 step (1) plus what the scale's own rounding may clip (6/16)."""
-    q = nvfp4.quantize(x, block_rule=rule)
-    blocks = x.unflatten(-1, (-1, 16))
-    error = (decode(q).unflatten(-1, (-1, 16)) - blocks).square().sum(-1).sqrt()
-    step = blocks.abs().amax(-1) / 6
-    bound = 4 * (step * (1 + 1 / 16) + q.global_scale * 2.0**-9)  # sqrt(16) elements
-    assert (error <= bound).all()
-
-
-@SETTINGS
-@given(weights, st.integers(-30, 30), st.sampled_from(nvfp4.BLOCK_RULES))
-def test_powers_of_two_scale_through(x: Tensor, power: int, rule: str) -> None:
-    factor = 2.0**power
-    q, scaled = nvfp4.quantize(x, block_rule=rule), nvfp4.quantize(x * factor, block_rule=rule)
-    assert torch.equal(q.codes, scaled.codes)
-    assert torch.equal(as_bytes(q.scales), as_bytes(scaled.scales))
-    assert torch.equal(scaled.global_scale, q.global_scale * factor)
-
-
-@SETTINGS
-@given(weights, st.sampled_from(nvfp4.BLOCK_RULES))
-def test_odd_and_monotone_within_a_block(x: Tensor, rule: str) -> None:
-    values = decode(nvfp4.quantize(x, block_rule=rule))
-    assert torch.equal(decode(nvfp4.quantize(-x, block_rule=rule)), -values)
-    order = x.unflatten(-1, (-1, 16)).argsort(-1)
-    ranked = values.unflatten(-1, (-1, 16)).gather(-1, order)
-    assert (ranked.diff(dim=-1) >= 0).all()
