@@ -71,3 +71,14 @@ def test_odd_and_monotone_within_a_block(x: Tensor, rule: str) -> None:
     order = x.unflatten(-1, (-1, 16)).argsort(-1)
     ranked = values.unflatten(-1, (-1, 16)).gather(-1, order)
     assert (ranked.diff(dim=-1) >= 0).all()
+
+
+def test_each_rule_is_no_worse_than_the_one_it_refines() -> None:
+    x = random_weight(6, rows=64, width=256).bfloat16()
+    g = nvfp4.global_scale(x.abs().max(), "four_over_six")
+    errors = []
+    for rule in nvfp4.BLOCK_RULES:
+        q = nvfp4.quantize(x, block_rule=rule, global_scale=g)
+        errors.append((decode(q) - x.float()).square().unflatten(-1, (-1, 16)).sum(-1))
+    assert (errors[1] <= errors[0]).all() and (errors[2] <= errors[1]).all()
+    assert errors[2].sum() < errors[1].sum() < errors[0].sum()
