@@ -3,6 +3,7 @@
 A pass is a function `(program, context) -> books` that climbs at most one rung of the ladder.
 """
 
+import llvq.dialect  # noqa: F401  patterns name ops of the dialect, so it is registered first
 from llvq.passes.cache_attention import cache_attention
 from llvq.passes.canonicalize import canonicalize
 from llvq.passes.fuse_gate_residual import fuse_gate_residual
