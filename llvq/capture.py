@@ -79,7 +79,8 @@ def from_exported(exported: torch.export.ExportedProgram, *, rates: Mapping[str,
     gm.recompile()
     _check_static(specs)
     constants = {name: t for name, t in exported.constants.items() if isinstance(t, Tensor)}
-    outputs = tuple(f"output.{i}" for i in range(len(_output(gm.graph).args[0])))
+    results = pytree.tree_leaves(_output(gm.graph).args)
+    outputs = tuple(f"output.{i}" for i in range(len(results)))
     return Program(
         graphs={"chunk": gm},
         inputs=tuple(specs),

@@ -142,7 +142,8 @@ def root_targets(pattern: Any) -> frozenset[Any]:
 
 
 def describe(target: Any) -> str:
-    return str(target) if isinstance(target, torch._ops.OpOverload) else f"operator.{target.__name__}"
+    is_op = isinstance(target, torch._ops.OpOverload)
+    return str(target) if is_op else f"operator.{target.__name__}"
 
 
 def _solve(pattern: Any, value: Any, user: Node, state: Match, trace: _Trace) -> Iterator[Match]:
@@ -211,7 +212,8 @@ def _solve_arguments(
     defaults = dict(_parameters(node.target)) if hasattr(node.target, "_schema") else {}
     for name, value in found.items():
         if name not in wanted and value != defaults.get(name):
-            trace.fail(f"argument {name!r} is {value!s}, the rule knows only its default", node, state)
+            reason = f"argument {name!r} is {value!s}, the rule knows only its default"
+            trace.fail(reason, node, state)
             return
     yield from _solve_all([(p, found[name]) for name, p in wanted.items()], node, state, trace)
 

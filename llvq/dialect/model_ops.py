@@ -20,8 +20,8 @@ def _attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Ten
 @op(fake=_attention_fake, tolerance=BF16_ROUNDING)
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """Softmax attention without a mask: q [B, N, H, D], k and v [B, M, H, D]."""
-    heads_first = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(*heads_first, scale=scale)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
     return out.transpose(1, 2).contiguous()
 
 

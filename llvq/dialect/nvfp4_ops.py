@@ -33,7 +33,8 @@ def _quantize_fake(x: Tensor, block_rule: str) -> tuple[Tensor, Tensor, Tensor]:
 @op(fake=_quantize_fake, tolerance=EXACT)
 def quantize(x: Tensor, block_rule: str) -> tuple[Tensor, Tensor, Tensor]:
     """NVFP4 codes [..., K/2], scales [..., K/16] and dynamic global scale [] of x [..., K]."""
-    return tuple(nvfp4.quantize(x, block_rule=block_rule))
+    codes, scales, global_scale = nvfp4.quantize(x, block_rule=block_rule)
+    return codes, scales, global_scale
 
 
 def _dequantize_fake(

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Tolerance:
     """Largest accepted max|a - b| / max|b| against the reference. Zero means bit for bit."""

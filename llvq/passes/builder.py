@@ -13,9 +13,7 @@ from llvq.program import Program, val
 class Builder:
     """Creates nodes in front of a root, with inferred values and a record of their origin."""
 
-    def __init__(
-        self, program: Program, rule: str, root: Node, origin: tuple[Node, ...]
-    ) -> None:
+    def __init__(self, program: Program, rule: str, root: Node, origin: tuple[Node, ...]) -> None:
         self.program, self.root = program, root
         self.graph: Graph = root.graph
         self.note = {"rule": rule, "from": [node.name for node in reversed(origin)]}
@@ -35,7 +33,7 @@ class Builder:
         """`x` as `shape`; `x` itself, or what it was reshaped from, where that has the shape."""
         target = torch.ops.aten.reshape.default
         while tuple(val(x).shape) != tuple(shape) and x.target is target:
-            x = x.args[0]
+            x = x.args[0]  # type: ignore[assignment]
         return x if tuple(val(x).shape) == tuple(shape) else self.call(target, x, list(shape))
 
     def weight(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Node:
@@ -50,6 +48,7 @@ class Builder:
 
 def infer(node: Node) -> Any:
     """The value of a call, by running it on the meta values of its arguments."""
+    assert callable(node.target)
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), val)
     return node.target(*args, **kwargs)
 

@@ -149,5 +149,3 @@ def _require_weights(program: Program, gm: GraphModule) -> None:
             because=", ".join(missing[:8]),
             fix="the pass that introduced them must append a WeightRecord",
         )
-
-
