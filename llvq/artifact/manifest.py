@@ -33,6 +33,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "stages": (dict,),
     "recipe": (dict,),
     "passes": (list,),
+    "weights": (dict,),
     "model": (dict,),
     "files": (dict,),
 }

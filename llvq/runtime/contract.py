@@ -34,6 +34,11 @@ class InputSpec:
         if (None in self.shape) != bool(self.allowed) or self.shape.count(None) > 1:
             raise _bad_spec(self.name, f"shape {self.shape} with allowed sizes {self.allowed}")
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape, at the largest allowed size of a bucketed dimension."""
+        return tuple(max(self.allowed) if size is None else size for size in self.shape)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a manifest; `from_dict` is the inverse."""
         return {**asdict(self), "dtype": _name(self.dtype)}

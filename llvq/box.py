@@ -1,0 +1,109 @@
+"""Write a compiled model as a folder: a program (`quantize`) or a box for a target (`export`).
+
+Weights are streamed from the checkpoint through the weight plan, so memory does not follow the
+size of the model. A program keeps everything that `export` needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llvq
+from llvq import graphs
+from llvq.artifact import Box, BoxWriter
+from llvq.backends.base import Target
+from llvq.compiler import Compiled, with_constants
+from llvq.passes.lower import lower
+from llvq.runtime.load import op_table
+from llvq.weights import TensorSource, WeightRecord
+from llvq.weights_writer import write_shards
+
+TORCH_RANGE = ">=2.11,<2.14"
+Progress = Callable[[int, int], None]
+
+
+def write_program(
+    compiled: Compiled,
+    source: TensorSource,
+    path: str | Path,
+    *,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write a quantized program that any target can be exported from; gives its id.
+
+    Raises OutputError (nothing is left behind), FormatError (NaN in a weight), CheckpointError.
+    """
+    documents = {name: graphs.dump(stage.graph) for name, stage in compiled.stages.items()}
+    with BoxWriter(path, overwrite=overwrite) as writer:
+        for name, document in documents.items():
+            writer.add_json(f"graphs/{name}.json", document)
+        records = list(compiled.weights.values())
+        write_shards(
+            records, with_constants(compiled, source), writer.adopt("weights"), progress=progress
+        )
+        if tokenizer is not None:
+            writer.link("tokenizer/tokenizer.json", tokenizer)
+        return writer.finish(_program_fields(compiled, documents))
+
+
+def export_box(
+    program: Box, target: Target, path: str | Path, *, overwrite: bool = False,
+    checks: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+) -> str:  # fmt: skip
+    """Lower a program for a target and write the box; gives its id. Raises TargetError."""
+    modules = {
+        name: graphs.load(program.graph(name), device="meta") for name in program.manifest["stages"]
+    }
+    lower(modules, target)
+    with BoxWriter(path, overwrite=overwrite) as writer:
+        for name, gm in modules.items():
+            writer.add_json(f"graphs/{name}.json", graphs.dump(gm))
+        for file in program.manifest["files"]:
+            if file.startswith(("weights/", "tokenizer/")):
+                writer.link(file, program.file(file))
+        for name, tensors in (checks or {}).items():
+            writer.add_tensors(f"checks/{name}.safetensors", tensors)
+        kept = {k: v for k, v in program.manifest.items() if k not in ("format", "files")}
+        fields = {"kind": "box", "target": target.name, "numerics": target.numerics}
+        return writer.finish({**kept, **fields})
+
+
+def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[str, Any]:
+    ops = sorted(set().union(*(graphs.ops_used(document) for document in documents.values())))
+    return {
+        "kind": "program",
+        "target": None,
+        "numerics": None,
+        "versions": {"torch": TORCH_RANGE, "llvq": llvq.__version__},
+        "ops": op_table(ops),
+        "contract": {
+            name: [plain(spec.to_dict()) for spec in stage.inputs]
+            for name, stage in compiled.stages.items()
+        },
+        "state": plain(compiled.facts.to_dict()),
+        "stages": {name: {"outputs": list(s.outputs)} for name, s in compiled.stages.items()},
+        "recipe": plain(compiled.recipe.to_dict()),
+        "passes": [plain(report.to_dict(timing=False)) for report in compiled.reports],
+        "model": plain(compiled.config.to_dict()),
+        "weights": {r.target: _record(r) for r in compiled.weights.values()},
+    }
+
+
+def _record(record: WeightRecord) -> dict[str, Any]:
+    kept: dict[str, Any] = {"op": record.op, "sources": list(record.sources)}
+    return kept | ({"block_rule": record.block_rule} if record.block_rule else {})
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists and dtypes by name: what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value

@@ -1,0 +1,91 @@
+"""Open a whole video model: denoiser, VAE and text encoder as one configuration and one source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from llvq.checkpoints.bundle import Bundle, find_companions
+from llvq.checkpoints.checkpoint import Checkpoint, json_beside, positive_int
+from llvq.checkpoints.longlive import read_dit, read_stream
+from llvq.checkpoints.text import read_text_encoder
+from llvq.checkpoints.vae import read_vae
+from llvq.errors import CheckpointError
+from llvq.models.config import DitConfig, ModelConfig, TextConfig, VaeConfig
+from llvq.weights import JoinedSource, TensorSource
+
+
+@dataclass(frozen=True)
+class VideoModel:
+    """A checkpoint set. `source` names weights as the captured model does: dit., vae., text."""
+
+    config: ModelConfig
+    source: TensorSource
+    bundle: Bundle
+    notes: tuple[str, ...]
+
+
+def open_model(
+    path: str | PathLike[str],
+    *,
+    vae: str | PathLike[str] | None = None,
+    text_encoder: str | PathLike[str] | None = None,
+    tokenizer: str | PathLike[str] | None = None,
+    num_heads: int | None = None,
+    use_ema: bool = False,
+    size: tuple[int, int] | None = None,
+) -> VideoModel:
+    """Open a LongLive-2.0 denoiser and what lies beside it, for videos of `size` (height, width).
+
+    Without `size`, what config.json beside the checkpoint says, or 704x1280. Reads no weight.
+    Raises CheckpointError.
+    """
+    bundle = find_companions(path, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+    dit = read_dit(bundle.dit, num_heads=num_heads, use_ema=use_ema)
+    vae_part = read_vae(bundle.vae) if bundle.vae else None
+    text_part = read_text_encoder(bundle.text_encoder) if bundle.text_encoder else None
+    _check_fit(dit.config, vae_part, text_part)
+    config = ModelConfig(
+        dit=dit.config,
+        stream=read_stream(bundle.dit),
+        vae=vae_part.config if vae_part else None,
+        text=text_part.config if text_part else None,
+    )
+    parts = [("dit.", dit.tensors)]
+    parts += [("vae.", vae_part.tensors)] if vae_part else []
+    parts += [("text.", text_part.tensors)] if text_part else []
+    notes = [*bundle.notes, *dit.notes]
+    notes += [note for part in (vae_part, text_part) if part for note in part.notes]
+    height, width = size or _size_beside(bundle.dit)
+    return VideoModel(config.at(height, width), JoinedSource(parts), bundle, tuple(notes))
+
+
+def _size_beside(path: Path) -> tuple[int, int]:
+    document = json_beside(path, "config.json")
+    height, width = (document.get(key, n) for key, n in (("height", 704), ("width", 1280)))
+    return positive_int(height, key="height", where=path), positive_int(
+        width, key="width", where=path
+    )
+
+
+def _check_fit(
+    dit: DitConfig, vae: Checkpoint[VaeConfig] | None, text: Checkpoint[TextConfig] | None
+) -> None:
+    """The parts must speak of the same latents and the same text."""
+    if vae is not None and vae.config.z_dim != dit.in_dim:
+        raise _misfit("VAE", "--vae", f"{vae.config.z_dim} latent channels", dit.in_dim)
+    if text is not None and text.config.dim != dit.text_dim:
+        raise _misfit(
+            "text encoder", "--text-encoder", f"embeddings of {text.config.dim}", dit.text_dim
+        )
+
+
+def _misfit(part: str, option: str, has: str, wanted: int) -> CheckpointError:
+    return CheckpointError(
+        f"the {part} does not belong to this denoiser",
+        because=f"it has {has}, the denoiser takes {wanted}",
+        fix=f"name the right file with {option}",
+    )
+
+

@@ -1,0 +1,136 @@
+"""A session: one video, chunk by chunk, frames out as soon as they are decoded.
+
+The caller's thread denoises; a stage of its own decodes, so that chunk i is decoded while chunk
+i + 1 is denoised. The same seed gives the same bytes, at any depth of the decode stage.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llvq.errors import SessionError
+from llvq.runtime.decoder import Decoder
+from llvq.runtime.denoiser import Denoised, Denoiser
+from llvq.runtime.executable import Executable
+from llvq.runtime.sampler import schedule
+from llvq.runtime.stage import Stage
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a chunk is conditioned on: embeds [1, X, text_dim], and whether it begins a shot."""
+
+    embeds: Tensor
+    scene_cut: bool = False
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One finished chunk: latents [1, C, channels, h, w], frames uint8 [T, H, W, 3] or None."""
+
+    index: int
+    latents: Tensor
+    frames: Tensor | None
+
+
+class Session:
+    """Generates one video. `script` has one prompt per chunk; `noise` [1, F, channels, h, w].
+
+    image_latent [1, 1, channels, h, w] makes it an image-to-video. decode_depth 0 decodes in the
+    caller's thread. Iterate once; cancel() and set_prompt() may come from another thread.
+    """
+
+    def __init__(
+        self,
+        executable: Executable,
+        script: Sequence[Prompt],
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        noise: Tensor | None = None,
+        image_latent: Tensor | None = None,
+        latents_only: bool = False,
+        decode_depth: int = 1,
+    ) -> None:
+        facts = executable.facts
+        if not script:
+            raise SessionError("the script is empty", fix="give one prompt per chunk")
+        _check_noise(noise, executable, len(script))
+        self.facts, self.device = facts, executable.device
+        self.script, self.noise, self.image = list(script), noise, image_latent
+        self.decode_depth = decode_depth
+        self._denoiser = Denoiser(executable, schedule(steps or facts.steps, facts.shift))
+        self._decoder = None if latents_only else Decoder(executable)
+        self._random = torch.Generator().manual_seed(seed)
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._next = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield chunks in order, each once its frames are there. Raises SessionError."""
+        with Stage("decode", self._decode, depth=self.decode_depth) as stage:
+            for index in range(len(self.script)):
+                if self._cancelled.is_set():
+                    stage.cancel()
+                    return
+                stage.submit((index, self._denoise(index)))
+                yield from stage.poll()
+            stage.close()
+            yield from stage.results()
+
+    def cancel(self) -> None:
+        """Stop at the next chunk border; the iteration ends without an error."""
+        self._cancelled.set()
+
+    def set_prompt(self, prompt: Prompt) -> int:
+        """Prompt all chunks that are not begun yet; gives the index of the first of them.
+
+        Only that one begins a shot, if the prompt does.
+        """
+        with self._lock:
+            start, rest = self._next, Prompt(prompt.embeds)
+            count = len(self.script) - start
+            self.script[start:] = ([prompt] + [rest] * (count - 1))[:count]
+            return start
+
+    def _denoise(self, index: int) -> Denoised:
+        with self._lock:
+            prompt, self._next = self.script[index], index + 1
+        return self._denoiser.run(
+            index,
+            self._noise(index),
+            prompt.embeds,
+            scene_cut=index > 0 and prompt.scene_cut,
+            image=self.image if index == 0 else None,
+        )
+
+    def _noise(self, index: int) -> Tensor:
+        count = self.facts.frames_per_chunk
+        if self.noise is not None:
+            chosen = self.noise[:, index * count : (index + 1) * count]
+        else:
+            shape = (1, count, self.facts.latent_channels, *self.facts.latent_hw)
+            chosen = torch.randn(shape, generator=self._random)
+        return chosen.to(self.device, self.facts.torch_dtype)
+
+    def _decode(self, item: tuple[int, Denoised]) -> Chunk:
+        index, chunk = item
+        frames = self._decoder(chunk) if self._decoder is not None else None
+        return Chunk(index, chunk.x0, frames)
+
+
+def _check_noise(noise: Tensor | None, executable: Executable, chunks: int) -> None:
+    """Noise that is given must cover the whole video in the model's latent size."""
+    facts = executable.facts
+    wanted = (1, chunks * facts.frames_per_chunk, facts.latent_channels, *facts.latent_hw)
+    if noise is not None and tuple(noise.shape) != wanted:
+        raise SessionError(
+            f"the noise has shape {tuple(noise.shape)}",
+            because=f"{chunks} chunks of this model need {wanted}",
+            fix="pass noise [1, frames, channels, height, width] of the whole video",
+        )

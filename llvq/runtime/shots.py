@@ -1,0 +1,48 @@
+"""A script: what each chunk of a video is prompted with, and where a new shot begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llvq.errors import SessionError
+
+
+@dataclass(frozen=True)
+class Cue:
+    """The prompt of one chunk. `scene_cut` marks the first chunk of a new shot."""
+
+    prompt: str
+    scene_cut: bool
+
+
+def cues(prompts: Sequence[str], chunks: int, scene_cut_prefix: str) -> list[Cue]:
+    """Spread one prompt per shot evenly over `chunks`; earlier shots take what is left over.
+
+    The first chunk of every shot but the first carries the prefix that the model was trained to
+    read as a cut. A prompt that brings the prefix itself is left as it is.
+    """
+    if not prompts:
+        raise SessionError("no prompt was given", fix='pass at least one: --prompt "a red kite"')
+    if len(prompts) > chunks:
+        raise SessionError(
+            f"{len(prompts)} prompts do not fit into {chunks} chunks",
+            because="every shot takes at least one chunk",
+            fix="ask for a longer video (--seconds) or fewer prompts",
+        )
+    script = []
+    for shot, prompt in enumerate(prompts):
+        plain = prompt.removeprefix(scene_cut_prefix) if shot else prompt
+        length = chunks // len(prompts) + (shot < chunks % len(prompts))
+        first = scene_cut_prefix + plain if shot else plain
+        script += [Cue(first, shot > 0)] + [Cue(plain, False)] * (length - 1)
+    return script
+
+
+def chunks_for(seconds: float, fps: int, frames_per_chunk: int, temporal_stride: int) -> int:
+    """How many chunks hold `seconds` of video; the first has fewer frames than the others."""
+    if not seconds > 0:
+        raise SessionError(f"{seconds} seconds is not a length", fix="ask for more than 0")
+    frames, per_chunk = seconds * fps, frames_per_chunk * temporal_stride
+    missing = temporal_stride - 1
+    return max(1, -(-int(frames + missing) // per_chunk))
