@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
+from torch.fx.node import map_aggregate
 
 from llvq.errors import CaptureError
 from llvq.program import InputSpec, KvState, LoopState, Program
@@ -60,6 +61,7 @@ def from_exported(exported: torch.export.ExportedProgram, *, rates: Mapping[str,
     `rates` maps input names to rates; an input not named changes with every call.
     """
     gm = _plain(exported.module(check_guards=False))
+    _forget_device(gm.graph)
     specs = []
     for node in gm.graph.nodes:
         if node.op != "placeholder":
@@ -132,6 +134,17 @@ def _plain(gm: GraphModule) -> GraphModule:
     plain = GraphModule(gm, graph)
     plain.recompile()
     return plain
+
+
+def _forget_device(graph: Graph) -> None:
+    """A model exported on a device names it where it makes tensors; a program names none."""
+    for node in graph.nodes:
+        node.args = map_aggregate(node.args, _as_meta)
+        node.kwargs = map_aggregate(node.kwargs, _as_meta)
+
+
+def _as_meta(argument: Any) -> Any:
+    return torch.device("meta") if isinstance(argument, torch.device) else argument
 
 
 def _meta_strided(value: Tensor) -> Tensor:

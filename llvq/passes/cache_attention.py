@@ -94,7 +94,7 @@ def _attention_over(history: Node) -> Match | Miss:
 def _pool(program: Program, ctx: Context) -> KvPool:
     """The page pool that holds what the history inputs held, plus the chunk's own page."""
     first = program.kv_states[0]
-    _, history, heads, head_dim = program.input(first.history_k).shape
+    _, history, heads, head_dim = shape(_placeholders(program)[first.history_k])
     own = _output_node(program, first.present_k)
     tokens = shape(own)[1]
     if history % tokens:
@@ -185,5 +185,3 @@ def _output(graph: Graph) -> Node:
 def _output_node(program: Program, name: str) -> Node:
     values: Any = _output(program.graph.graph).args[0]
     return dict(zip(program.outputs, values, strict=True))[name]
-
-

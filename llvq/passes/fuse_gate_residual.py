@@ -20,9 +20,7 @@ from llvq.program import Program
 aten = torch.ops.aten
 
 Y = maybe(aten.to.dtype, Var("y"), dtype=torch.float32)
-GATED = call(
-    aten.mul.Tensor, maybe(aten.reshape.default, Y, shape=Literal("grouped")), Var("gate")
-)
+GATED = call(aten.mul.Tensor, maybe(aten.reshape.default, Y, shape=Literal("grouped")), Var("gate"))
 SUM = call(
     aten.add.Tensor,
     maybe(aten.to.dtype, Var("x"), dtype=torch.float32, shared=True),

@@ -36,9 +36,7 @@ RULES = (
         anchor=is_norm_before_quantize,
         pattern=call(
             llvq.quantize.default,
-            call(
-                llvq.norm_modulate.default, Var("x"), Var("scale"), Var("shift"), Literal("eps")
-            ),
+            call(llvq.norm_modulate.default, Var("x"), Var("scale"), Var("shift"), Literal("eps")),
             Literal("block_rule"),
         ),
         build=build_norm_quantize,

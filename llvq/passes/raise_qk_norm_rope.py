@@ -69,7 +69,9 @@ def build_rms_norm(found: Match, b: Builder) -> Node:
 PAIRS = call(
     aten.unbind.int,
     call(
-        aten.reshape.default, maybe(aten.to.dtype, Var("x"), dtype=torch.float32, shared=True), Literal("pairs")
+        aten.reshape.default,
+        maybe(aten.to.dtype, Var("x"), dtype=torch.float32, shared=True),
+        Literal("pairs"),
     ),
     Literal("pair_dim"),
 )

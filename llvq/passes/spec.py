@@ -16,6 +16,8 @@ from torch.fx import GraphModule, Node
 from llvq.errors import SpecError
 from llvq.formats.nvfp4 import BLOCK
 from llvq.passes.builder import infer, is_call, shape
+from llvq.passes.canonicalize import SPELLINGS, as_cast, as_permute, as_reshape
+from llvq.passes.functional import writes_in_place
 from llvq.program import Level, Program, provenance, val, where
 
 aten = torch.ops.aten
@@ -40,13 +42,20 @@ def no_device(node: Node) -> str | None:
 
 
 def no_core_aten(node: Node) -> str | None:
-    dissolved = is_call(node, aten.addmm.default, aten.mm.default, aten.t.default)
-    return "linears must be kept whole: match on the export IR" if dissolved else None
+    """A product with a transposed weight is a linear that a decomposition took apart."""
+    dissolved = is_call(node, aten.addmm.default, aten.mm.default) and any(
+        is_call(part, aten.t.default, aten.permute.default) and part.args[0].op == "get_attr"  # type: ignore[union-attr]
+        for part in node.all_input_nodes
+    )
+    return "linears must be kept whole: do not run_decompositions()" if dissolved else None
 
 
 def one_spelling(node: Node) -> str | None:
-    others = (aten.view.default, aten.flatten.using_ints, aten.unflatten.int, aten.type_as.default)
-    return "it is a spelling that canonicalize removes" if is_call(node, *others) else None
+    kept = (aten.reshape.default, aten.to.dtype, aten.permute.default)
+    other = SPELLINGS.get(node.target) in (as_reshape, as_cast, as_permute)
+    return (
+        "it is a spelling that canonicalize removes" if other and node.target not in kept else None
+    )
 
 
 def attention_raised(node: Node) -> str | None:
@@ -76,9 +85,7 @@ def no_loose_pairs(node: Node) -> str | None:
 
 
 def only_pages_mutate(node: Node) -> str | None:
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    mutates = node.target._schema.is_mutable and node.target is not llvq.write_page.default
+    mutates = writes_in_place(node) and node.target is not llvq.write_page.default
     return "only pages may be mutated" if mutates else None
 
 
@@ -96,7 +103,7 @@ SPECS = (
     Spec(Level.QUANTIZED, whole_blocks),
     Spec(Level.QUANTIZED, quantized_once),
     Spec(Level.FUSED, no_loose_pairs),
-    Spec(Level.CACHED, only_pages_mutate),
+    Spec(Level.CANONICAL, only_pages_mutate),
     Spec(Level.LOWERED, has_implementation),
 )
 

@@ -78,12 +78,10 @@ def _join(stages: Iterable[str]) -> str:
 
 def _named_outputs(program: Program) -> dict[str, Node]:
     output = next(n for n in reversed(program.graph.graph.nodes) if n.op == "output")
-    return dict(zip(program.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
+    return dict(zip(program.outputs, output.args[0], strict=True))
 
 
-def _emit_groups(
-    outputs: dict[str, Node], stage_of: dict[Node, str]
-) -> dict[str, dict[str, Node]]:
+def _emit_groups(outputs: dict[str, Node], stage_of: dict[Node, str]) -> dict[str, dict[str, Node]]:
     """Outputs that only an emitted chunk needs, by the first part of their name."""
     groups: dict[str, dict[str, Node]] = {}
     for name, node in outputs.items():
@@ -164,7 +162,12 @@ def _boundary_specs(
 ) -> tuple[InputSpec, ...]:
     placeholders = [node for node in whole.graph.nodes if node.op == "placeholder"]
     given = dict(zip(placeholders, program.inputs, strict=True))
-    rates: dict[str, Rate] = {"condition": "prompt", "modulate": "step", DENOISE: "call", "emit": "emit"}
+    rates: dict[str, Rate] = {
+        "condition": "prompt",
+        "modulate": "step",
+        DENOISE: "call",
+        "emit": "emit",
+    }
     specs = []
     for node in _in_order(whole.graph, boundary):
         if node in given:
