@@ -16,10 +16,12 @@ import llvq
 from llvq import graphs
 from llvq.artifact import Box, BoxWriter
 from llvq.backends.base import Target
+from llvq.checks import Checks, record_checks
 from llvq.compiler import Compiled, with_constants
 from llvq.passes.lower import lower
-from llvq.runtime.load import op_table
-from llvq.weights import TensorSource, WeightRecord
+from llvq.runtime.load import executable, op_table
+from llvq.sources import TensorSource
+from llvq.weights import WeightRecord
 from llvq.weights_writer import write_shards
 
 TORCH_RANGE = ">=2.11,<2.14"
@@ -53,25 +55,29 @@ def write_program(
 
 
 def export_box(
-    program: Box, target: Target, path: str | Path, *, overwrite: bool = False,
-    checks: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
-) -> str:  # fmt: skip
-    """Lower a program for a target and write the box; gives its id. Raises TargetError."""
+    program: Box, target: Target, path: str | Path, *, overwrite: bool = False
+) -> tuple[str, Checks]:
+    """Lower a program for a target and write the box with its check vectors; gives its id.
+
+    Raises TargetError, OutputError.
+    """
     modules = {
         name: graphs.load(program.graph(name), device="meta") for name in program.manifest["stages"]
     }
     lower(modules, target)
+    checks = record_checks(executable(program, target.device))
     with BoxWriter(path, overwrite=overwrite) as writer:
         for name, gm in modules.items():
             writer.add_json(f"graphs/{name}.json", graphs.dump(gm))
         for file in program.manifest["files"]:
             if file.startswith(("weights/", "tokenizer/")):
                 writer.link(file, program.file(file))
-        for name, tensors in (checks or {}).items():
+        for name, tensors in checks.vectors.items():
             writer.add_tensors(f"checks/{name}.safetensors", tensors)
         kept = {k: v for k, v in program.manifest.items() if k not in ("format", "files")}
-        fields = {"kind": "box", "target": target.name, "numerics": target.numerics}
-        return writer.finish({**kept, **fields})
+        fields: dict[str, Any] = {"kind": "box", "target": target.name, "numerics": target.numerics}
+        fields |= {"unchecked": dict(checks.skipped)}
+        return writer.finish({**kept, **fields}), checks
 
 
 def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,6 +97,7 @@ def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[st
         "recipe": plain(compiled.recipe.to_dict()),
         "passes": [plain(report.to_dict(timing=False)) for report in compiled.reports],
         "model": plain(compiled.config.to_dict()),
+        "unchecked": {},
         "weights": {r.target: _record(r) for r in compiled.weights.values()},
     }
 

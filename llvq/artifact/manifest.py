@@ -34,6 +34,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "recipe": (dict,),
     "passes": (list,),
     "weights": (dict,),
+    "unchecked": (dict,),
     "model": (dict,),
     "files": (dict,),
 }

@@ -14,7 +14,7 @@ from llvq.artifact import Box, open_box
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import CompiledStage, Executable, RunFacts
 
-DEVICE_OF_TARGET = {"cpu": "cpu"}
+TARGET_DEVICES = {"cpu": "cpu"}
 
 
 def op_table(names: Collection[str] | None = None) -> dict[str, str]:
@@ -36,9 +36,9 @@ def open_checked(path: str | Path, *, hash_weights: bool = True, **options: Any)
 def load(path: str | Path, *, hash_weights: bool = True) -> Executable:
     """Load a box for the device that its target names."""
     box = open_checked(
-        path, kinds=("box",), targets=tuple(DEVICE_OF_TARGET), hash_weights=hash_weights
+        path, kinds=("box",), targets=tuple(TARGET_DEVICES), hash_weights=hash_weights
     )
-    return executable(box, DEVICE_OF_TARGET[box.manifest["target"]])
+    return executable(box, TARGET_DEVICES[box.manifest["target"]])
 
 
 def executable(box: Box, device: str) -> Executable:

@@ -31,6 +31,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "stages": {"add": {"graph": "add"}},
         "recipe": {"seed": 0},
         "passes": [{"name": "canonicalize", "hits": 3}],
+        "unchecked": {},
         "weights": {"q": {"op": "copy", "sources": ["q"]}},
         "model": {"layers": 1},
     }

@@ -1,0 +1,59 @@
+"""`llvq verify`: is this box whole, and does this machine compute what its exporter did?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def verify(
+    box: Annotated[Path, typer.Argument(help="A box made by `llvq export`.")],
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Check every byte of a box, then replay its check vectors on this machine.
+
+    Example: llvq verify model.llvq
+    """
+    from llvq.checks import replay
+    from llvq.runtime.load import TARGET_DEVICES, executable, open_checked
+
+    opened = open_checked(box, kinds=("box",), targets=tuple(TARGET_DEVICES))
+    device = TARGET_DEVICES[opened.manifest["target"]]
+    results = replay(executable(opened, device), opened)
+    failed = [result for result in results if not result.passed]
+    if json:
+        _print_json(opened.id, opened.manifest, results)
+    else:
+        _print_table(str(box), opened.id, opened.manifest, results)
+    if failed:
+        raise typer.Exit(code=4)
+
+
+def _print_json(box_id: str, manifest: Any, results: list[Any]) -> None:
+    from llvq.cli.table import print_json
+
+    rows = [{**vars(result), "passed": result.passed} for result in results]
+    print_json({"id": box_id, "checks": rows, "unchecked": manifest["unchecked"]})
+
+
+def _print_table(path: str, box_id: str, manifest: Any, results: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{path}: {len(manifest['files'])} files, every byte as written")
+    console.print(f"id {box_id}")
+    table = Table(title="check vectors, replayed here")
+    for column in ("stage", "outputs", "same bytes", "worst relative L2", "verdict"):
+        table.add_column(column, justify="left" if column in ("stage", "verdict") else "right")
+    for stage in dict.fromkeys(result.stage for result in results):
+        rows = [result for result in results if result.stage == stage]
+        worst = max(rows, key=lambda row: row.error)
+        verdict = "ok" if worst.passed else f"differs: {worst.output}"
+        exact = sum(row.exact for row in rows)
+        table.add_row(stage, str(len(rows)), str(exact), f"{worst.error:.2e}", verdict)
+    for stage, reason in manifest["unchecked"].items():
+        table.add_row(stage, "-", "-", "-", f"not checked: {reason}")
+    console.print(table)
