@@ -23,7 +23,8 @@ import torch
 
 from llvq.checkpoints.safetensors_file import SafetensorsSource
 from llvq.formats import nvfp4
-from llvq.weights import TensorSpec, WeightRecord
+from llvq.sources import TensorSpec
+from llvq.weights import WeightRecord
 from llvq.weights_writer import write_shards
 
 WIDTH, HIDDEN, BLOCKS = 3072, 14336, 6

@@ -26,7 +26,8 @@ from llvq.program import KvPool, Program
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import CompiledStage, Executable, PageSpec, RunFacts
-from llvq.weights import DictSource, JoinedSource, TensorSource, WeightRecord, materialize
+from llvq.sources import DictSource, JoinedSource, TensorSource
+from llvq.weights import WeightRecord, materialize
 
 AUXILIARY = {"encode_text": capture_prompt_encoder, "encode_image": capture_image_encoder}
 

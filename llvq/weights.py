@@ -6,59 +6,19 @@ out, a few rows at a time, so a 10 GB checkpoint never has to fit in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from llvq.errors import CheckpointError, FormatError
+from llvq.errors import FormatError
 from llvq.formats import nvfp4
+from llvq.sources import TensorSource, TensorSpec
 
 # Elements handled at once: 32 MiB of bf16, so that peak memory does not follow the largest weight.
 CHUNK_ELEMENTS = 1 << 24
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-class TensorSource(Protocol):
-    """Named tensors that can be looked at without being read (a checkpoint on disk)."""
-
-    def names(self) -> Sequence[str]: ...
-
-    def spec(self, name: str) -> TensorSpec: ...
-
-    def read(self, name: str) -> Tensor: ...
-
-
-class DictSource:
-    """A TensorSource over tensors that are already in memory."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = dict(tensors)
-
-    def names(self) -> Sequence[str]:
-        return tuple(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self.read(name)
-        return TensorSpec(tensor.dtype, tuple(tensor.shape))
-
-    def read(self, name: str) -> Tensor:
-        if name not in self._tensors:
-            raise CheckpointError(
-                f"there is no tensor {name!r}", fix="names() lists what the source holds"
-            )
-        return self._tensors[name]
 
 
 @dataclass(frozen=True)
@@ -126,45 +86,57 @@ def pieces(record: WeightRecord, source: TensorSource) -> Iterator[Piece]:
     target_specs(record, source)
     start = 0
     for index, name in enumerate(record.sources):
-        tensor = source.read(name)
         if record.op == "quantize":
-            yield from _quantized_pieces(record, index, name, tensor, start)
+            yield from _quantized_pieces(record, index, source, start)
         else:
-            yield from _copied_pieces(record, name, tensor, start)
-        start += tensor.shape[0] if tensor.ndim else 0
+            yield from _copied_pieces(record, name, source, start)
+        shape = source.spec(name).shape
+        start += shape[0] if shape else 0
 
 
-def _copied_pieces(record: WeightRecord, name: str, tensor: Tensor, start: int) -> Iterator[Piece]:
-    for first, rows in _row_chunks(tensor):
+def _copied_pieces(
+    record: WeightRecord, name: str, source: TensorSource, start: int
+) -> Iterator[Piece]:
+    for first, rows in _row_chunks(source, name):
         values = rows.to(record.dtype or rows.dtype)
         _check_finite(values, name, first)
         yield Piece(record.target, start + first, values)
 
 
 def _quantized_pieces(
-    record: WeightRecord, index: int, name: str, tensor: Tensor, start: int
+    record: WeightRecord, index: int, source: TensorSource, start: int
 ) -> Iterator[Piece]:
-    rule = _block_rule(record)
-    g = nvfp4.global_scale(nvfp4.amax_of(tensor), rule)
-    if not g.isfinite():
-        for first, rows in _row_chunks(tensor):
-            _check_finite(rows, name, first)
+    """Reads the weight twice: its largest magnitude comes before any code."""
+    name, rule = record.sources[index], _block_rule(record)
+    g = nvfp4.global_scale(_amax(source, name), rule)
     yield Piece(f"{record.target}.global_scale", index, g.reshape(1))
-    for first, rows in _row_chunks(tensor):
+    for first, rows in _row_chunks(source, name):
         q = nvfp4.quantize(rows, block_rule=rule, global_scale=g)
         yield Piece(f"{record.target}.codes", start + first, q.codes)
         yield Piece(f"{record.target}.scales", start + first, q.scales)
 
 
-def _row_chunks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _amax(source: TensorSource, name: str) -> Tensor:
+    """The largest magnitude of a whole weight. Raises FormatError at a row with a NaN or Inf."""
+    largest = torch.zeros(())
+    for first, rows in _row_chunks(source, name):
+        amax = nvfp4.amax_of(rows)
+        if not amax.isfinite():
+            _check_finite(rows, name, first)
+        largest = torch.maximum(largest, amax)
+    return largest
+
+
+def _row_chunks(source: TensorSource, name: str) -> Iterator[tuple[int, Tensor]]:
     """(first row, rows); a 0-d tensor is one chunk."""
-    if tensor.ndim == 0:
-        yield 0, tensor
+    shape = source.spec(name).shape
+    if not shape:
+        yield 0, source.read(name)
         return
-    row_elements = max(1, tensor[:1].numel())
+    row_elements = max(1, torch.Size(shape[1:]).numel())
     step = max(1, CHUNK_ELEMENTS // row_elements)
-    for first in range(0, tensor.shape[0], step):
-        yield first, tensor[first : first + step]
+    for first in range(0, shape[0], step):
+        yield first, source.read_rows(name, first, min(first + step, shape[0]))
 
 
 def _check_finite(rows: Tensor, name: str, first: int) -> None:
@@ -217,32 +189,3 @@ def _misfit(record: WeightRecord, because: str) -> FormatError:
         if record.op == "quantize"
         else "check the checkpoint against the model's configuration",
     )
-
-
-class JoinedSource:
-    """Several sources as one; each part is a prefix ("dit.", or "" for none) and a source."""
-
-    def __init__(self, parts: Sequence[tuple[str, TensorSource]]) -> None:
-        self._places = {
-            prefix + name: (source, name) for prefix, source in parts for name in source.names()
-        }
-
-    def names(self) -> Sequence[str]:
-        return tuple(self._places)
-
-    def spec(self, name: str) -> TensorSpec:
-        source, inner = self._place(name)
-        return source.spec(inner)
-
-    def read(self, name: str) -> Tensor:
-        source, inner = self._place(name)
-        return source.read(inner)
-
-    def _place(self, name: str) -> tuple[TensorSource, str]:
-        if name not in self._places:
-            raise CheckpointError(
-                f"no file holds the weight {name!r}",
-                because="the program reads it, and none of its checkpoints has it",
-                fix="pass the checkpoint of that part (--vae, --text-encoder)",
-            )
-        return self._places[name]

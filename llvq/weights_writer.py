@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from llvq.errors import FormatError, OutputError
-from llvq.weights import TensorSource, TensorSpec, WeightRecord, pieces, target_specs
+from llvq.sources import TensorSource, TensorSpec
+from llvq.weights import WeightRecord, pieces, target_specs
 
 # The names of the safetensors format.
 DTYPE_NAMES = {

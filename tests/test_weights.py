@@ -9,7 +9,8 @@ from torch import Tensor
 from llvq import weights
 from llvq.errors import CheckpointError, FormatError
 from llvq.formats import nvfp4
-from llvq.weights import DictSource, TensorSpec, WeightRecord, materialize, target_specs
+from llvq.sources import DictSource, TensorSpec
+from llvq.weights import WeightRecord, materialize, target_specs
 
 A = torch.randn(6, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
 B = torch.randn(3, 32, generator=torch.Generator().manual_seed(1)).mul(9).bfloat16()

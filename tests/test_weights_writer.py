@@ -14,7 +14,8 @@ from torch import Tensor
 
 from llvq import weights
 from llvq.errors import FormatError, OutputError
-from llvq.weights import DictSource, WeightRecord, materialize
+from llvq.sources import DictSource
+from llvq.weights import WeightRecord, materialize
 from llvq.weights_writer import write_shards
 
 GENERATOR = torch.Generator().manual_seed(0)

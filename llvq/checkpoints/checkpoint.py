@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from llvq.errors import CheckpointError
-from llvq.weights import TensorSource, TensorSpec
+from llvq.sources import TensorSource, TensorSpec
 
 Config = TypeVar("Config")
 
@@ -23,22 +20,6 @@ class Checkpoint(Generic[Config]):
     tensors: TensorSource
     config: Config
     notes: tuple[str, ...] = ()
-
-
-class RenamedTensors:
-    """A source seen under other names. `names` maps the new name to the name in the file."""
-
-    def __init__(self, source: TensorSource, names: Mapping[str, str]) -> None:
-        self._source, self._names = source, dict(names)
-
-    def names(self) -> Sequence[str]:
-        return tuple(self._names)
-
-    def spec(self, name: str) -> TensorSpec:
-        return self._source.spec(self._names[name])
-
-    def read(self, name: str) -> torch.Tensor:
-        return self._source.read(self._names[name])
 
 
 def all_specs(source: TensorSource) -> dict[str, TensorSpec]:

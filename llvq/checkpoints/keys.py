@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from llvq.errors import CheckpointError
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 LISTED_IN_FULL = 20
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from llvq.checkpoints.checkpoint import (
     Checkpoint,
-    RenamedTensors,
     all_specs,
     json_beside,
     positive_int,
@@ -24,7 +23,7 @@ from llvq.checkpoints.source import open_tensors
 from llvq.checkpoints.specs import dit_specs, in_bf16
 from llvq.errors import CheckpointError
 from llvq.models.config import DitConfig, StreamConfig
-from llvq.weights import TensorSpec
+from llvq.sources import RenamedSource, TensorSpec
 
 WRAPPERS = frozenset(("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"))
 OUTER = frozenset(("model", "module"))
@@ -45,7 +44,7 @@ def read_dit(
     source = open_tensors(path)
     _refuse_unreadable(source.names(), path)
     root, notes = _root(source.names(), use_ema=use_ema, path=path)
-    tensors = RenamedTensors(source, _module_names(source.names(), root, path))
+    tensors = RenamedSource(source, _module_names(source.names(), root, path))
     specs = all_specs(tensors)
     stated = {**source.metadata, **json_beside(path, "config.json")}
     if num_heads is not None:

@@ -13,7 +13,7 @@ from llvq.checkpoints.text import read_text_encoder
 from llvq.checkpoints.vae import read_vae
 from llvq.errors import CheckpointError
 from llvq.models.config import DitConfig, ModelConfig, TextConfig, VaeConfig
-from llvq.weights import JoinedSource, TensorSource
+from llvq.sources import JoinedSource, TensorSource
 
 
 @dataclass(frozen=True)
@@ -87,5 +87,3 @@ def _misfit(part: str, option: str, has: str, wanted: int) -> CheckpointError:
         because=f"it has {has}, the denoiser takes {wanted}",
         fix=f"name the right file with {option}",
     )
-
-

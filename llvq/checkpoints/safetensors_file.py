@@ -1,4 +1,8 @@
-"""Tensors of a `.safetensors` file, or of a folder of shards. Headers are read, data on demand."""
+"""Tensors of a `.safetensors` file, or of a folder of shards. Headers are read, data on demand.
+
+A file is mapped anew for each read, which takes a millisecond: a map that stays open keeps every
+page that was ever touched resident.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llvq.errors import CheckpointError
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 DTYPES = {
     "F64": torch.float64,
@@ -37,7 +41,7 @@ class SafetensorsSource:
     def __init__(self, path: Path, files: Sequence[Path]) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self._file_of: dict[str, Any] = {}
+        self._file_of: dict[str, Path] = {}
         self._specs: dict[str, TensorSpec] = {}
         for file in files:
             self._add(file)
@@ -51,9 +55,9 @@ class SafetensorsSource:
 
     def _add(self, file: Path) -> None:
         try:
-            handle = safe_open(str(file), framework="pt", device="cpu")
-            specs = {name: _spec(handle, name, file) for name in handle.keys()}  # noqa: SIM118
-            self.metadata |= handle.metadata() or {}
+            with safe_open(str(file), framework="pt", device="cpu") as handle:
+                specs = {name: _spec(handle, name, file) for name in handle.keys()}  # noqa: SIM118
+                self.metadata |= handle.metadata() or {}
         except (SafetensorError, OSError, ValueError) as error:
             raise _damaged(file, error) from error
         if twice := sorted(specs.keys() & self._specs.keys()):
@@ -64,7 +68,7 @@ class SafetensorsSource:
                 fix="keep the shards of one checkpoint in the folder",
             )
         self._specs |= specs
-        self._file_of |= dict.fromkeys(specs, handle)
+        self._file_of |= dict.fromkeys(specs, file)
 
     def names(self) -> Sequence[str]:
         return tuple(self._specs)
@@ -73,10 +77,19 @@ class SafetensorsSource:
         return self._specs[name]
 
     def read(self, name: str) -> torch.Tensor:
+        return self._read(name, None)
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._read(name, slice(start, stop))
+
+    def _read(self, name: str, rows: slice | None) -> torch.Tensor:
+        file = self._file_of[name]
+        tensor: torch.Tensor
         try:
-            tensor: torch.Tensor = self._file_of[name].get_tensor(name)
+            with safe_open(str(file), framework="pt", device="cpu") as handle:
+                tensor = handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
         except (SafetensorError, OSError, ValueError) as error:
-            raise _damaged(self.path, error) from error
+            raise _damaged(file, error) from error
         return tensor
 
 

@@ -9,7 +9,7 @@ import torch
 
 from llvq.models.config import DitConfig, VaeConfig
 from llvq.models.vae import WanVae
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 
 def in_bf16(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from llvq.checkpoints.checkpoint import (
     Checkpoint,
-    RenamedTensors,
     all_specs,
     json_beside,
     positive_int,
@@ -23,7 +22,7 @@ from llvq.checkpoints.specs import in_bf16
 from llvq.checkpoints.text_names import LAYER, TO_TRANSFORMERS, rename, text_specs
 from llvq.errors import CheckpointError
 from llvq.models.config import TextConfig
-from llvq.weights import TensorSpec
+from llvq.sources import RenamedSource, TensorSpec
 
 # Of a full UMT5: the decoder, and a second name of the embedding.
 UNUSED = ("decoder.", "lm_head.", "encoder.embed_tokens.")
@@ -36,7 +35,7 @@ def read_text_encoder(path: str | PathLike[str]) -> Checkpoint[TextConfig]:
     """
     path = Path(path)
     source = open_tensors(path)
-    tensors = RenamedTensors(source, _transformers_names(source.names()))
+    tensors = RenamedSource(source, _transformers_names(source.names()))
     specs = all_specs(tensors)
     config = _config(specs, json_beside(path, "config.json"), path)
     check_keys(specs, in_bf16(text_specs(config)), f"the text encoder in {path}")

@@ -1,7 +1,8 @@
 """Tensors of a file written by `torch.save`. The zip kind is mapped, not read.
 
 The pickle inside is only ever opened with weights_only=True: a file that wants to run code is
-refused.
+refused. Every page of a map that was ever touched stays resident, so the file is mapped anew after
+each REMAP_BYTES that were read.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 import torch
 
 from llvq.errors import CheckpointError
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 ZIP_MAGIC = b"PK\x03\x04"
 # A file of torch < 1.6 cannot be mapped, so opening it reads all of it.
 LEGACY_LIMIT_BYTES = 2 * 2**30
+REMAP_BYTES = 2**28
 FORBIDDEN_GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
 # What torch.load is known to raise on damaged bytes.
 DAMAGE = (
@@ -49,19 +51,29 @@ class TorchSource:
         self.path = path
         self.metadata: dict[str, str | int | float] = {}
         self._tensors: dict[str, torch.Tensor] = {}
-        try:
-            self._flatten(_load(path), prefix="")
-        except DAMAGE as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise _refusal(path, error) from error
-        if not self._tensors:
+        self._touched = 0
+        self._is_zip = _is_zip(path)
+        self._open()
+        self._specs = {
+            name: TensorSpec(tensor.dtype, tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+        if not self._specs:
             raise CheckpointError(
                 f"{path.name} holds no named tensors",
                 where=str(path),
                 because="a checkpoint is a dict from names to tensors",
                 fix="name the file that holds the weights",
             )
+
+    def _open(self) -> None:
+        self._tensors, self.metadata = {}, {}
+        try:
+            self._flatten(_load(self.path, mapped=self._is_zip), prefix="")
+        except DAMAGE as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise _refusal(self.path, error) from error
 
     def _flatten(self, value: object, *, prefix: str) -> None:
         if not isinstance(value, Mapping):
@@ -90,21 +102,44 @@ class TorchSource:
         )
 
     def names(self) -> Sequence[str]:
-        return tuple(self._tensors)
+        return tuple(self._specs)
 
     def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(tensor.dtype, tuple(tensor.shape))
+        return self._specs[name]
 
     def read(self, name: str) -> torch.Tensor:
-        return self._tensors[name].contiguous()
+        return self._mapped(name, self._specs[name].nbytes).contiguous()
+
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        spec = self._specs[name]
+        row_bytes = spec.nbytes // max(1, spec.shape[0])
+        return self._mapped(name, row_bytes * (stop - start))[start:stop].contiguous()
+
+    def _mapped(self, name: str, nbytes: int) -> torch.Tensor:
+        """The tensor `name`, of which `nbytes` are about to be read."""
+        self._touched += nbytes
+        if self._is_zip and self._touched > REMAP_BYTES:
+            self._touched = nbytes
+            self._open()
+        tensor = self._tensors.get(name)
+        if tensor is not None and tuple(tensor.shape) == self._specs[name].shape:
+            return tensor
+        raise CheckpointError(
+            f"{self.path.name} has changed while it was read",
+            where=str(self.path),
+            because=f"{name} is not as it was when the file was opened",
+            fix="run the command again, and write no file that is being read",
+        )
 
 
-def _load(path: Path) -> object:
+def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
-        is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+
+
+def _load(path: Path, *, mapped: bool) -> object:
     size = path.stat().st_size
-    if not is_zip and size > LEGACY_LIMIT_BYTES:
+    if not mapped and size > LEGACY_LIMIT_BYTES:
         raise CheckpointError(
             f"{path.name} is in the format of torch before 1.6, or not a checkpoint",
             where=str(path),
@@ -112,7 +147,7 @@ def _load(path: Path) -> object:
             fix='convert it once: python -c "import torch; torch.save(torch.load('
             f"'{path}', weights_only=True, map_location='cpu'), '{path.with_suffix('.pt')}')\"",
         )
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _refusal(path: Path, error: BaseException) -> CheckpointError:

@@ -14,7 +14,7 @@ from llvq.checkpoints.source import open_tensors
 from llvq.checkpoints.specs import in_bf16, vae_specs
 from llvq.errors import CheckpointError
 from llvq.models.config import WAN22_LATENT_MEAN, WAN22_LATENT_STD, VaeConfig
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 STATISTICS_FILE = "vae_config.json"
 FIRST_BLOCK = "encoder.downsamples.{}.downsamples.0.residual.2.weight"

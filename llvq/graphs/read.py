@@ -12,7 +12,7 @@ from llvq.errors import ArtifactError
 from llvq.graphs.ops import OPERATORS, resolve
 from llvq.graphs.record import Record, bad_graph, parse
 from llvq.graphs.values import decode, decode_val
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 
 def ops_used(document: Any) -> set[str]:

@@ -5,7 +5,7 @@ import torch
 
 from llvq.checkpoints.keys import check_keys
 from llvq.errors import CheckpointError
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 
 def specs(**shapes: tuple[int, ...]) -> dict[str, TensorSpec]:

@@ -17,7 +17,7 @@ from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
 from llvq.models.vae import WanVae, decode_state_shapes
 from llvq.runtime.prompts import PromptTokenizer
-from llvq.weights import TensorSource
+from llvq.sources import TensorSource
 
 
 def state_dict(tensors: TensorSource) -> dict[str, torch.Tensor]:

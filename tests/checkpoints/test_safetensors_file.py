@@ -86,3 +86,19 @@ def test_dtypes_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
     save_file({"a": torch.ones(4).to(dtype)}, tmp_path / "m.safetensors")
     source = open_tensors(tmp_path / "m.safetensors")
     assert source.spec("a").dtype == source.read("a").dtype == dtype
+
+
+def test_rows_are_read_alone(tmp_path: Path) -> None:
+    values = torch.arange(12.0).reshape(6, 2)
+    save_file({"a": values, "one": torch.tensor(2.5)}, tmp_path / "m.safetensors")
+    source = open_tensors(tmp_path / "m.safetensors")
+    assert torch.equal(source.read_rows("a", 1, 4), values[1:4])
+    assert torch.equal(source.read("one"), torch.tensor(2.5))
+
+
+def test_a_file_that_is_gone_when_it_is_read(tmp_path: Path) -> None:
+    save_file(A, tmp_path / "m.safetensors")
+    source = open_tensors(tmp_path / "m.safetensors")
+    (tmp_path / "m.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"m\.safetensors is damaged"):
+        source.read_rows("a", 0, 1)

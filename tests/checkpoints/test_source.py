@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from llvq.checkpoints.source import open_tensors
 from llvq.errors import CheckpointError
-from llvq.weights import TensorSpec
+from llvq.sources import TensorSpec
 
 TENSORS = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.ones(5, dtype=torch.bfloat16)}
 

@@ -85,3 +85,29 @@ def test_one_name_twice(tmp_path: Path) -> None:
     torch.save({"a": {"b": torch.zeros(1)}, "a.b": torch.ones(1)}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"a\.b is not a plain tensor, or is there twice"):
         TorchSource(tmp_path / "x.pt")
+
+
+def test_a_file_is_mapped_anew_after_some_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_file, "REMAP_BYTES", 100)
+    values = torch.arange(64.0).reshape(8, 8)
+    torch.save({"a": values, "t": values.T}, tmp_path / "x.pt")
+    source = TorchSource(tmp_path / "x.pt")
+    kept = source.read_rows("a", 0, 4)
+    for name, expected in (("a", values), ("t", values.T)):
+        rows = [source.read_rows(name, i, i + 2) for i in range(0, 8, 2)]
+        assert torch.equal(torch.cat(rows), expected) and rows[0].is_contiguous()
+    assert torch.equal(kept, values[:4])
+
+
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_file, "REMAP_BYTES", 1)
+    torch.save({"a": torch.ones(3)}, tmp_path / "x.pt")
+    source = TorchSource(tmp_path / "x.pt")
+    torch.save({"b": torch.ones(3)}, tmp_path / "y.pt")
+    (tmp_path / "y.pt").replace(tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        source.read("a")
