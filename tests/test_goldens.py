@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,11 @@ from torch import Tensor
 
 from llvq.compiler import Compiled, compile_model, instantiate
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig
-from llvq.models.dit import CausalWanDit
 from llvq.recipe import BF16
-from llvq.runtime.denoiser import Denoiser, held
+from llvq.runtime.denoiser import Denoiser
 from llvq.runtime.executable import CompiledStage, Executable
-from llvq.runtime.pages import PageTable
-from llvq.runtime.sampler import advance, schedule
-from llvq.weights import DictSource
+from llvq.runtime.sampler import schedule
+from llvq.sources import DictSource
 
 FOLDER = Path(os.environ.get("LLVQ_GOLDENS", Path(__file__).parent / "data"))
 TOLERANCE = 1e-4
@@ -92,85 +90,26 @@ class Golden:
     def prompt(self, chunk: int) -> Tensor:
         return self.io["prompt_embeds"][chunk : chunk + 1]
 
+    def roll(self, run: Callable[..., Tensor]) -> Tensor:
+        """All latents, by `run(index, noise, prompt, scene_cut=, image=)` of each chunk."""
+        chunks = [
+            run(
+                chunk,
+                self.noise(chunk),
+                self.prompt(chunk),
+                scene_cut=self.scene_cut(chunk),
+                image=self.image if chunk == 0 else None,
+            )
+            for chunk in range(len(self.prompts))
+        ]
+        return torch.cat(chunks, dim=1)
+
 
 def _known(cls: Any, document: Mapping[str, Any]) -> dict[str, Any]:
     """What the document says of a configuration, in the types of its defaults."""
     defaults = {name: spec.default for name, spec in cls.__dataclass_fields__.items()}
     return {name: type(default)(document[name])
             for name, default in defaults.items() if name in document}  # fmt: skip
-
-
-class EagerRollout:
-    """The algorithm in plain words: history as tensors, gathered chunk by chunk."""
-
-    def __init__(self, golden: Golden) -> None:
-        stream = golden.config.stream
-        self.golden, self.stream = golden, stream
-        self.model = CausalWanDit(golden.config.dit, relative_rope=stream.relative_rope)
-        self.model.load_state_dict(dict(golden.weights))
-        self.table = PageTable(
-            window_chunks=stream.window_chunks,
-            sink_chunks=stream.sink_chunks,
-            multi_shot_sink=stream.multi_shot_sink,
-        )
-        self.cached: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        self.velocities: list[Tensor] = []
-        self.timesteps: list[Tensor] = []
-        self.offset = 0.0
-
-    def run(self) -> Tensor:
-        chunks = range(len(self.golden.prompts))
-        with torch.inference_mode():
-            return torch.cat([self.chunk(index) for index in chunks], dim=1)
-
-    def chunk(self, index: int) -> Tensor:
-        golden, plan = self.golden, schedule(self.stream.steps, self.stream.shift)
-        cut, noise = golden.scene_cut(index), golden.noise(index)
-        image = golden.image if index == 0 else None
-        self.offset += cut * self.stream.multi_shot_rope_offset
-        self.table = self.table.begin(index)
-        latent, velocities = held(noise, image), []
-        for step, timestep in enumerate(plan.timesteps):
-            velocities.append(self.call(index, latent, timestep, image)[0])
-            latent = held(advance(plan, step, noise, velocities), image)
-        _, keys, values = self.call(index, latent, 0, image)
-        assert self.table.placement is not None
-        self.cached[self.table.placement.slot] = (keys, values)
-        self.table = self.table.commit(scene_cut=cut)
-        return latent
-
-    def call(
-        self, index: int, latent: Tensor, timestep: int, image: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        timesteps = torch.full(latent.shape[:2], float(timestep))
-        if image is not None:
-            timesteps[:, 0] = 0.0
-        result = self.model(
-            latent,
-            timesteps,
-            self.positions(index),
-            self.golden.prompt(index),
-            *self.history(latent),
-        )
-        self.velocities.append(result[0])
-        self.timesteps.append(timesteps)
-        return result
-
-    def positions(self, index: int) -> Tensor:
-        frames = self.stream.frames_per_chunk
-        if self.stream.relative_rope:
-            assert self.table.placement is not None
-            return torch.arange((len(self.table.placement.history) + 1) * frames).double()
-        return torch.arange(frames).double() + index * frames + self.offset
-
-    def history(self, latent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        assert self.table.placement is not None
-        dit = self.golden.config.dit
-        empty = [latent.new_empty(1, 0, dit.num_heads, dit.head_dim)] * dit.num_layers
-        pages = [(empty, empty), *(self.cached[slot] for slot in self.table.placement.history)]
-        keys, values = ([torch.cat(layer, dim=1) for layer in zip(*parts, strict=True)]
-                        for parts in zip(*pages, strict=True))  # fmt: skip
-        return keys, values
 
 
 @dataclass(frozen=True)
@@ -201,17 +140,8 @@ def compiled_rollout(golden: Golden) -> tuple[Tensor, list[Tensor]]:
     executable = Executable(stages, executable.facts, executable.device)
     stream = golden.config.stream
     denoiser = Denoiser(executable, schedule(stream.steps, stream.shift))
-    latents = [
-        denoiser.run(
-            chunk,
-            golden.noise(chunk),
-            golden.prompt(chunk),
-            scene_cut=golden.scene_cut(chunk),
-            image=golden.image if chunk == 0 else None,
-        ).x0
-        for chunk in range(len(golden.prompts))
-    ]
-    return torch.cat(latents, dim=1), velocities
+    latents = golden.roll(lambda *args, **kwargs: denoiser.run(*args, **kwargs).x0)
+    return latents, velocities
 
 
 def assert_close(found: Tensor, expected: Tensor, what: str) -> None:
@@ -233,10 +163,10 @@ def test_there_are_goldens() -> None:
 
 
 @pytest.mark.parametrize("name", rollouts())
-def test_eager_model_follows_the_reference(name: str) -> None:
+def test_eager_model_follows_the_reference(name: str, eager_rollout: Any) -> None:
     golden = Golden.read(name)
-    rollout = EagerRollout(golden)
-    latents = rollout.run()
+    rollout = eager_rollout(golden.config, golden.weights)
+    latents = golden.roll(rollout.run)
     torch.testing.assert_close(torch.stack(rollout.timesteps), golden.io["timesteps"])
     assert_velocities(rollout.velocities, golden)
     assert_close(latents, golden.io["latents"], "latents")
