@@ -13,6 +13,7 @@ from llvq.compiler import Compiled, compile_model
 from llvq.models.chunk import capture_chunk, meta_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig
 from llvq.models.dit import CausalWanDit
+from llvq.models.text import TextEncoder
 from llvq.program import Program
 from llvq.recipe import BF16, NVFP4
 from llvq.runtime.denoiser import held
@@ -154,6 +155,25 @@ def make_weights() -> Callable[[ModelConfig], DictSource]:
             {
                 name: torch.randn(shape, generator=generator) * max(shape[1:], default=1) ** -0.5
                 for name, shape in shapes.items()
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_whole_weights() -> Callable[[ModelConfig], DictSource]:
+    """Random weights of denoiser, VAE and text encoder under the names of the captured model."""
+
+    def make(config: ModelConfig) -> DictSource:
+        generator = torch.Generator().manual_seed(3)
+        with torch.device("meta"):
+            text = {f"text.{n}": t for n, t in TextEncoder(config.text).state_dict().items()}
+        tensors = meta_model(config, torch.float32).state_dict() | text
+        return DictSource(
+            {
+                name: torch.randn(t.shape, generator=generator) * max(t.shape[1:], default=1) ** -0.5
+                for name, t in tensors.items()
             }
         )
 

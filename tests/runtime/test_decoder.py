@@ -1,0 +1,78 @@
+"""The captured, rewritten VAE decoder: the golden frames, whatever the chunk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llvq.compiler import compile_model, instantiate
+from llvq.models.chunk import meta_model
+from llvq.models.config import DitConfig, ModelConfig, StreamConfig, VaeConfig
+from llvq.recipe import recipe_from_dict
+from llvq.runtime.executable import Executable
+from llvq.runtime.session import Prompt, Session
+from llvq.sources import DictSource, JoinedSource
+
+DATA = Path(__file__).parent.parent / "data"
+BF16_LIKE = recipe_from_dict(
+    {"name": "exact", "dtype": "float32", "linear": {"exclude": ["*"]}, "kv": {"format": "none"}}
+)
+
+
+def golden_executable(frames_per_chunk: int) -> tuple[Executable, dict[str, torch.Tensor]]:
+    sizes = json.loads((DATA / "vae.json").read_text())
+    io = load_file(DATA / "vae.io.safetensors")
+    vae = VaeConfig(
+        dim=sizes["dim"],
+        dec_dim=sizes["dec_dim"],
+        z_dim=sizes["z_dim"],
+        latent_mean=tuple(io["mean"].tolist()),
+        latent_std=tuple(io["std"].tolist()),
+    )
+    dit = DitConfig(dim=32, ffn_dim=32, num_heads=1, num_layers=1, in_dim=8, out_dim=8,
+                    text_dim=16, text_len=2)  # fmt: skip
+    stream = StreamConfig(frames_per_chunk, 4 * frames_per_chunk, frames_per_chunk)
+    config = ModelConfig(dit, stream, vae, None, tuple(sizes["latent_hw"]))
+    compiled = compile_model(config, BF16_LIKE)
+    weights = {f"vae.{k}": v for k, v in load_file(DATA / "vae.weights.safetensors").items()}
+    shapes = {r.sources[0] for r in compiled.weights.values()} - set(weights)
+    shapes -= set(compiled.constants)
+    specs = meta_model(config, torch.float32).state_dict()
+    dummies = {name: torch.zeros(specs[name].shape) for name in shapes}
+    source = JoinedSource([("", DictSource(weights)), ("", DictSource(dummies))])
+    return instantiate(compiled, source), io
+
+
+@pytest.mark.parametrize("frames_per_chunk", [1, 5])
+def test_golden_frames(frames_per_chunk: int) -> None:
+    executable, io = golden_executable(frames_per_chunk)
+    latents = io["latent"].transpose(1, 2)
+    state: dict[str, torch.Tensor] = {}
+    pieces = []
+    for index, latent in enumerate(latents.split(frames_per_chunk, dim=1)):
+        stage = executable.stage("decode" if index else "decode_first")
+        zeros = {s.name: torch.zeros(s.sizes, dtype=s.dtype) for s in stage.inputs}
+        outputs = stage({**zeros, "latent": latent, **state})
+        state = {name: outputs[source] for name, source in executable.facts.loops
+                 if source in outputs}  # fmt: skip
+        pieces.append(outputs[f"{stage.name}.frames"])
+    frames = torch.cat(pieces, dim=2)
+    assert (frames - io["decoded"]).abs().max() <= 1e-4 * io["decoded"].abs().max()
+
+
+def test_the_golden_image_encoder() -> None:
+    executable, io = golden_executable(5)
+    image = executable.stage("encode_image")({"image": io["video"][:, :, :1]})["image_latent"]
+    wanted = io["encoded"].transpose(1, 2)[:, :1]
+    assert (image - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_frames_are_pixels(executable: Executable) -> None:
+    facts = executable.facts
+    embeds = torch.zeros(1, facts.text_len, facts.text_dim, dtype=facts.torch_dtype)
+    chunk = next(iter(Session(executable, [Prompt(embeds)])))
+    assert chunk.frames is not None and chunk.frames.dtype == torch.uint8
