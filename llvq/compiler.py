@@ -20,7 +20,7 @@ from llvq.graphs.write import dump
 from llvq.models.chunk import capture_chunk
 from llvq.models.config import ModelConfig, VaeConfig
 from llvq.models.stages import capture_image_encoder, capture_prompt_encoder
-from llvq.passes import PIPELINE, Options, Pass, Report, run
+from llvq.passes import PIPELINE, Options, Pass, Report, Rewrite, run
 from llvq.passes.lower import lower
 from llvq.program import KvPool, Program
 from llvq.recipe import Recipe
@@ -52,6 +52,7 @@ class Compiled:
     constants: dict[str, torch.Tensor]
     facts: RunFacts
     reports: tuple[Report, ...]
+    rewrites: tuple[Rewrite, ...] = ()
     target: Target | None = None
 
 
@@ -77,7 +78,8 @@ def compile_model(
         weights |= extra.weights
         constants |= extra.constants
     facts = _facts(config, recipe, program)
-    return Compiled(config, recipe, stages, weights, constants, facts, tuple(result.reports))
+    logs = tuple(result.reports), tuple(result.rewrites)
+    return Compiled(config, recipe, stages, weights, constants, facts, *logs)
 
 
 def _auxiliary(config: ModelConfig, dtype: torch.dtype) -> dict[str, Program]:

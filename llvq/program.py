@@ -102,6 +102,13 @@ class Program:
         twin.stage_outputs = dict(self.stage_outputs)
         return twin
 
+    def drop_unread_weights(self) -> None:
+        """Forget records that no graph reads: the originals of quantized and stacked weights."""
+        read = {name for gm in self.graphs.values() for name in weight_names(gm)}
+        self.weights = {
+            key: record for key, record in self.weights.items() if read & set(record.targets)
+        }
+
     def text(self) -> str:
         """Every graph as readable text, one line per node."""
         parts = [f"// {name} at {self.level.name.lower()}\n{graphs.text(gm)}"

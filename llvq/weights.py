@@ -38,6 +38,12 @@ class WeightRecord:
     dtype: torch.dtype | None = None
     block_rule: str | None = None
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the tensors that carrying out the record gives."""
+        packed = ("codes", "scales", "global_scale") if self.op == "quantize" else ()
+        return tuple(f"{self.target}.{part}" for part in packed) or (self.target,)
+
 
 @dataclass(frozen=True)
 class Piece:

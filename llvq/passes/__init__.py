@@ -15,12 +15,13 @@ from llvq.passes.manager import Options, Pass, Report, Result, run
 from llvq.passes.raise_attention import raise_attention
 from llvq.passes.raise_norm_modulate import raise_norm_modulate
 from llvq.passes.raise_qk_norm_rope import raise_qk_norm_rope
+from llvq.passes.rules import Rewrite
 from llvq.passes.split_stages import split_stages
 from llvq.program import Level
 
 PIPELINE = (
-    Pass(canonicalize, Level.CAPTURED, "exact"),
-    Pass(raise_attention, Level.CAPTURED, "exact"),
+    Pass(canonicalize, Level.CAPTURED, "exact", whole=True),
+    Pass(raise_attention, Level.CAPTURED, "exact", whole=True),
     Pass(raise_norm_modulate, Level.CAPTURED, "exact", optional=True),
     Pass(raise_qk_norm_rope, Level.CANONICAL, "exact"),
     Pass(insert_quantize, Level.QUANTIZED, "rounds"),
@@ -28,8 +29,8 @@ PIPELINE = (
     Pass(fuse_gelu_quantize, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_gate_residual, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_linear, Level.FUSED, "exact"),
-    Pass(cache_attention, Level.CACHED, "rounds"),
-    Pass(split_stages, Level.STAGED, "exact"),
+    Pass(cache_attention, Level.CACHED, "rounds", whole=True),
+    Pass(split_stages, Level.STAGED, "exact", whole=True),
 )
 
-__all__ = ["PIPELINE", "Options", "Pass", "Report", "Result", "run"]
+__all__ = ["PIPELINE", "Options", "Pass", "Report", "Result", "Rewrite", "run"]

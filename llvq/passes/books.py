@@ -53,6 +53,7 @@ class Book:
             "excluded": dict(self.excluded),
             "tolerated": dict(self.tolerated),
             "misses": [vars(miss) for miss in self.misses],
+            "stopped": self.stopped,
         }
 
 

@@ -46,7 +46,7 @@ def cache_attention(program: Program, ctx: Context) -> list[Book]:
     if not program.kv_states:
         return [book]
     matches = _match_layers(program, ctx, book)
-    if book.misses or not ctx.take():
+    if book.misses:
         book.stopped = len(matches)
         return [book]
     pool = _pool(program, ctx)

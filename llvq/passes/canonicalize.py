@@ -160,7 +160,7 @@ def is_random(node: Node) -> bool:
 
 def _replace(node: Node, replacement: Node, book: Book, ctx: Context) -> None:
     book.sites += 1
-    if ctx.take():
+    if ctx.take(book.rule, node):
         book.hits += 1
         node.replace_all_uses_with(replacement)
         node.graph.erase_node(node)

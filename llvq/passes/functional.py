@@ -28,7 +28,7 @@ def interleaved_writes(program: Program, ctx: Context) -> Book:
         if set(writes) != {0, 1} or not _only_read_after(buffer, writes):
             continue
         book.sites += 1
-        if ctx.take():
+        if ctx.take(book.rule, buffer):
             book.hits += 1
             _replace_buffer(program, buffer, writes, book.rule)
         else:

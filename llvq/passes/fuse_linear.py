@@ -46,7 +46,7 @@ def fuse_linear(program: Program, ctx: Context) -> list[Book]:
     sites = [node for node in program.graph.graph.nodes if reads_dequantized(node)]
     book = Book("nvfp4-linear", sites=len(sites))
     for group in _groups(sites):
-        if ctx.take():
+        if ctx.take(book.rule, group[0].root):
             book.hits += len(group)
             _fuse(program, group)
         else:

@@ -37,7 +37,7 @@ def insert_quantize(program: Program, ctx: Context) -> list[Book]:
             book.excluded[glob] += 1
         elif reason:
             account_miss(book, node, Miss(reason, node), allowed)
-        elif ctx.take():
+        elif ctx.take(book.rule, node):
             book.hits += 1
             _quantize_linear(program, ctx, node, quantized)
         else:

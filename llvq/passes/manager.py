@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llvq.passes.books import Book, refuse_misses
-from llvq.passes.rules import Context
+from llvq.passes.rules import Context, Rewrite
 from llvq.passes.spec import verify
 from llvq.program import Level, Program
 from llvq.recipe import Recipe, RecipeError, unknown
@@ -22,12 +22,14 @@ class Pass:
     """A pass: the function, the level its result is legal at, and what it does to numbers.
 
     `optional` passes only make programs faster; the others make a level and cannot be left out.
+    `whole` passes ignore the rewrite limit: what follows needs every one of their rewrites.
     """
 
     function: PassFunction
     reaches: Level
     numerics: Literal["exact", "rounds"]
     optional: bool = False
+    whole: bool = False
 
     @property
     def name(self) -> str:
@@ -74,7 +76,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run a pipeline. Names of passes are checked against it."""
+    """How to run a pipeline. Names of passes are checked against it.
+
+    `limit` is how many rewrites are made, counted over all passes that are not `whole`. A limited
+    program still reaches the last level: what was not rewritten runs as it was captured.
+    """
 
     print_ir_after: tuple[str, ...] = ()
     dump: Path | None = None
@@ -86,10 +92,10 @@ class Options:
 
 @dataclass
 class Result:
-    """What running a pipeline gave: the reports, and how many rewrites were made."""
+    """What running a pipeline gave: the reports, and the rewrites that a limit counts."""
 
     reports: list[Report] = field(default_factory=list)
-    rewrites: int = 0
+    rewrites: list[Rewrite] = field(default_factory=list)
 
 
 def run(
@@ -110,7 +116,8 @@ def run(
         _emit(program, index, step, options)
         if step.name == options.stop_after:
             break
-    result.rewrites = ctx.rewrites
+    result.rewrites = ctx.log
+    program.drop_unread_weights()
     return result
 
 
@@ -133,13 +140,12 @@ def check_names(pipeline: Sequence[Pass], options: Options) -> None:
 
 def _run_one(program: Program, ctx: Context, step: Pass) -> Report:
     before, start = _size(program), time.perf_counter()
-    books = step.function(program, ctx)
-    if ctx.limit is None:
+    ctx.pass_name = step.name
+    books = step.function(program, Context(ctx.recipe) if step.whole else ctx)
+    if step.whole or not ctx.exhausted:
         refuse_misses(step.name, books)
-        program.level = step.reaches
-        verify(program)
-    elif ctx.rewrites < ctx.limit:
-        program.level = step.reaches
+    program.level = step.reaches
+    verify(program, limited=ctx.exhausted)
     spent = (time.perf_counter() - start) * 1e3
     level = step.reaches.name.lower()
     return Report(step.name, level, step.numerics, tuple(books), (before, _size(program)), spent)

@@ -7,7 +7,7 @@ hold, a builder what takes its place. All are module-level functions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import Graph, Node
@@ -15,23 +15,41 @@ from torch.fx import Graph, Node
 from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, finish
 from llvq.pattern import Match, Miss, match, root_targets
-from llvq.program import Program
+from llvq.program import Program, module_path, source_line
 from llvq.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rewrite that was made: by which rule of which pass, and at which node."""
+
+    pass_name: str
+    rule: str
+    node: str
+    module: str
+    source: str
 
 
 @dataclass
 class Context:
-    """What a pass may read beside the program, and the count of rewrites that bisect limits."""
+    """What a pass may read beside the program, and the log of rewrites, which `limit` cuts."""
 
     recipe: Recipe
     limit: int | None = None
-    rewrites: int = 0
+    pass_name: str = ""
+    log: list[Rewrite] = field(default_factory=list)
 
-    def take(self) -> bool:
-        """Count one rewrite; False when the limit is reached and it must not happen."""
-        if self.limit is not None and self.rewrites >= self.limit:
+    @property
+    def exhausted(self) -> bool:
+        """Whether the limit is reached, and sites may be left as they were."""
+        return self.limit is not None and len(self.log) >= self.limit
+
+    def take(self, rule: str, node: Node) -> bool:
+        """Log one rewrite at `node`; False when the limit is reached and it must not happen."""
+        if self.exhausted:
             return False
-        self.rewrites += 1
+        place = (node.name, module_path(node), source_line(node))
+        self.log.append(Rewrite(self.pass_name, rule, *place))
         return True
 
 
@@ -82,7 +100,7 @@ def apply_rule(program: Program, ctx: Context, pass_name: str, rule: Rule) -> Bo
 def _rewrite(
     program: Program, ctx: Context, rule: Rule, found: Match, book: Book, sites: int
 ) -> None:
-    if not ctx.take():
+    if not ctx.take(rule.name, found.root):
         book.stopped += sites
         return
     book.hits += sites

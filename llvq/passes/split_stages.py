@@ -48,7 +48,6 @@ def split_stages(program: Program, ctx: Context) -> list[Book]:
     program.graphs = {stage: program.graphs[stage] for stage in wanted if stage in program.graphs}
     if program.kv_pool is not None:
         _split_refresh(program)
-    ctx.take()
     return [Book("stage", sites=len(program.graphs), hits=len(program.graphs))]
 
 
