@@ -20,26 +20,30 @@ from llvq.program import Program
 aten = torch.ops.aten
 
 Y = maybe(aten.to.dtype, Var("y"), dtype=torch.float32)
-GATED = call(aten.mul.Tensor, maybe(aten.reshape.default, Y, shape=Literal("grouped")), Var("gate"))
+GROUPED = maybe(aten.reshape.default, Y, shape=Literal("grouped"))
+GATED = call(aten.mul.Tensor, GROUPED, Var("gate"), bind="gated")
 SUM = call(
     aten.add.Tensor,
     maybe(aten.to.dtype, Var("x"), dtype=torch.float32, shared=True),
     maybe(aten.reshape.default, GATED, shape=Literal("tokens")),
+    bind="sum",
 )
 RESIDUAL = maybe(aten.to.dtype, SUM, dtype=Literal("out_dtype"))
 
 
 def is_gate(node: Node) -> bool:
-    """A product of a linear's output with a vector per group of tokens, on its way to a sum."""
-    if not is_call(node, aten.mul.Tensor):
+    """A linear's output times a vector per group of tokens, or per token, on its way to a sum."""
+    if not is_call(node, aten.mul.Tensor) or len(shape(node)) < 3:
         return False
-    return any(_is_vector(part) for part in node.args) and any(
-        is_call(_behind(part), aten.linear.default) for part in node.args
-    )
+    for y, gate in (node.args, node.args[::-1]):
+        if is_call(_behind(y), aten.linear.default) and _is_vector(gate, shape(node)):
+            return any(is_call(user, aten.add.Tensor) for user in _ahead(node))
+    return False
 
 
-def _is_vector(value: Any) -> bool:
-    return isinstance(value, Node) and len(shape(value)) > 2 and shape(value)[-2] == 1
+def _is_vector(value: Any, of: tuple[int, ...]) -> bool:
+    """Whether a value has a vector for each group of tokens, or for each token, of a shape."""
+    return isinstance(value, Node) and shape(value) in (of, (*of[:-2], 1, of[-1]))
 
 
 def _behind(value: Any) -> Any:
@@ -49,14 +53,26 @@ def _behind(value: Any) -> Any:
     return value
 
 
+def _ahead(node: Node) -> list[Node]:
+    """The users of a value, and of what casts and reshapes make of it."""
+    users = list(node.users)
+    for user in users:
+        if is_call(user, aten.reshape.default, aten.to.dtype):
+            users.extend(user.users)
+    return users
+
+
 def known_rounding(found: Match) -> str | None:
     x, y, gate = found["x"], found["y"], found["gate"]
     if len(shape(x)) != 3 or shape(x) != shape(y):
         return f"x is {shape(x)} and y is {shape(y)}; both must be [B, N, E]"
     if groups(gate, x) is None:
         return f"the gate {shape(gate)} is not one vector per group of tokens"
-    if dtype(found.root) != dtype(x) or dtype(gate) not in (dtype(x), torch.float32):
-        return f"gate is {dtype(gate)}, x {dtype(x)}, the sum {dtype(found.root)}: unknown rounding"
+    if dtype(found.root) != dtype(x):
+        return f"the sum is rounded to {dtype(found.root)}, x is {dtype(x)}"
+    steps = [dtype(found[name]) for name in ("gate", "gated", "sum")]
+    if set(steps) not in ({dtype(x)}, {torch.float32}):
+        return f"gate, product and sum are {', '.join(map(str, steps))}: an unknown rounding"
     return None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from llvq.passes.books import Book
-from llvq.passes.builder import Builder, is_call
+from llvq.passes.builder import Builder, is_call, shape
 from llvq.passes.rules import Context, Rule, apply_rules
 from llvq.pattern import Literal, Match, Var, call
 from llvq.program import Program
@@ -24,9 +24,13 @@ def is_sdpa(node: Node) -> bool:
     return is_call(node, SDPA)
 
 
-def four_dims(found: Match) -> str | None:
-    rank = found["q"].meta["val"].dim()
-    return None if rank == 4 else f"q has {rank} dims, the rule needs [B, H, N, D]"
+def heads_match(found: Match) -> str | None:
+    q, k, v = (shape(found[name]) for name in "qkv")
+    if len(q) != 4:
+        return f"q has {len(q)} dims, the rule needs [B, H, N, D]"
+    if not q[:2] == k[:2] == v[:2]:
+        return f"q {q}, k {k} and v {v} differ in batch or heads, the rule does not broadcast"
+    return None
 
 
 def tokens_first(x: Node, b: Builder) -> Node:
@@ -50,7 +54,7 @@ RULES = (
         name="attention",
         anchor=is_sdpa,
         pattern=call(SDPA, Var("q"), Var("k"), Var("v"), scale=Literal("scale")),
-        check=four_dims,
+        check=heads_match,
         build=build_attention,
     ),
 )

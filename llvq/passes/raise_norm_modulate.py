@@ -12,7 +12,7 @@ from torch.fx import Node
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, dtype, is_call, shape
 from llvq.passes.rules import Context, Rule, apply_rules
-from llvq.pattern import Literal, Match, Var, call, maybe
+from llvq.pattern import Literal, Match, Var, call, either, maybe
 from llvq.program import Program
 
 aten = torch.ops.aten
@@ -31,26 +31,31 @@ NORM = call(
     None,
     eps=Literal("eps"),
     cudnn_enable=Literal("cudnn_enable"),
+    bind="norm",
 )
 ROUNDED = maybe(aten.to.dtype, NORM, dtype=Literal("norm_dtype"))
 GROUPED = maybe(aten.reshape.default, ROUNDED, shape=Literal("grouped"))
-SCALED = call(aten.mul.Tensor, GROUPED, call(aten.add.Tensor, Var("scale"), 1, shared=True))
+ONE_PLUS_SCALE = call(aten.add.Tensor, Var("scale"), either(1, 1.0), shared=True)
+SCALED = call(aten.mul.Tensor, GROUPED, ONE_PLUS_SCALE)
 SHIFTED = call(aten.add.Tensor, SCALED, Var("shift"))
 TOKENS = maybe(aten.reshape.default, SHIFTED, shape=Literal("tokens"))
 MODULATED = maybe(aten.to.dtype, TOKENS, dtype=Literal("out_dtype"))
 
 
 def known_rounding(found: Match) -> str | None:
-    x, scale = found["x"], found["scale"]
+    x, scale, shift = found["x"], found["scale"], found["shift"]
+    if found["normalized_shape"] != [shape(x)[-1]]:
+        return f"it norms over {found['normalized_shape']}, the rule knows only the last dim"
     if len(shape(x)) != 3 or shape(found.root) != shape(x) or dtype(found.root) != dtype(x):
         return f"the result {dtype(found.root)} {shape(found.root)} is not like x {shape(x)}"
-    if groups(scale, x) is None or shape(scale) != shape(found["shift"]):
+    if groups(scale, x) is None or shape(scale) != shape(shift):
         return f"scale {shape(scale)} is not one vector per group of tokens"
-    rounded = dtype(scale) == dtype(x)
-    norm_dtype = found.get("norm_dtype") or torch.float32
-    if rounded and norm_dtype != dtype(x):
+    if dtype(shift) != dtype(scale):
+        return f"scale is {dtype(scale)} and shift {dtype(shift)}: an unknown rounding"
+    norm_dtype = found.get("norm_dtype") or dtype(found["norm"])
+    if dtype(scale) == dtype(x) and norm_dtype != dtype(x):
         return f"scale is {dtype(scale)} but the norm is not rounded before it is scaled"
-    if not rounded and (dtype(scale) != torch.float32 or norm_dtype != torch.float32):
+    if dtype(scale) not in (dtype(x), torch.float32) or norm_dtype != dtype(scale):
         return f"scale is {dtype(scale)} and the norm is {norm_dtype}: an unknown rounding"
     return None
 

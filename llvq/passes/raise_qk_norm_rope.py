@@ -25,7 +25,11 @@ llvq = torch.ops.llvq
 
 X = maybe(aten.to.dtype, Var("x"), dtype=torch.float32, shared=True)
 MEAN_SQUARE = call(
-    aten.mean.dim, call(aten.pow.Tensor_Scalar, X, 2), dim=Literal("dim"), keepdim=True
+    aten.mean.dim,
+    call(aten.pow.Tensor_Scalar, X, 2),
+    dim=Literal("dim"),
+    keepdim=True,
+    bind="mean_square",
 )
 NORMED = call(
     aten.mul.Tensor,
@@ -46,12 +50,16 @@ def is_norm(node: Node) -> bool:
 
 
 def last_dim_norm(found: Match) -> str | None:
-    x, weight = found["x"], found["weight"]
+    x, weight, mean_square = found["x"], found["weight"], found.get("mean_square")
     dims = found.get("dim")
     if dims not in (None, [-1], [len(shape(x)) - 1]):
         return f"the norm runs over dims {dims}, the rule knows only the last"
     if shape(weight) != shape(x)[-1:]:
         return f"the weight has shape {shape(weight)}, x ends in {shape(x)[-1]}"
+    if mean_square is not None and dtype(mean_square) != torch.float32:
+        return f"the mean is taken in {dtype(mean_square)}, llvq.rms_norm takes it in fp32"
+    if found["eps"] is None:
+        return "eps is not given, and its default depends on the version of torch"
     if dtype(found.root) != dtype(x):
         return f"the result is {dtype(found.root)}, x is {dtype(x)}"
     if found.get("rounded") not in (None, dtype(x)):
@@ -98,15 +106,20 @@ def is_rotation(node: Node) -> bool:
 
 
 def fp32_tables(found: Match) -> str | None:
-    x, cos = found["x"], found["cos"]
-    if len(shape(found.root)) != 4:
-        return f"the result has shape {shape(found.root)}, the rule needs [B, N, H, D]"
-    _, tokens, _, dim = shape(found.root)
-    if shape(cos)[-1] != dim // 2 or cos.meta["val"].numel() != tokens * dim // 2:
-        return f"cos has shape {shape(cos)}, the rule needs one row of {dim // 2} per token"
-    if dtype(cos) != torch.float32:
-        return f"cos is {dtype(cos)}: it rotates in {dtype(cos)}, llvq.rope rotates in fp32"
-    return None if dtype(found.root) == dtype(x) else f"the result is {dtype(found.root)}"
+    heads = shape(found.root)
+    if len(heads) != 4:
+        return f"the result has shape {heads}, the rule needs [B, N, H, D]"
+    tokens, half = heads[1], heads[3] // 2
+    if tuple(found["pairs"]) != (*heads[:3], half, 2) or found["pair_dim"] not in (-1, 4):
+        return f"it rotates pairs of {found['pairs']}, the rule knows only neighbouring channels"
+    for name in ("cos", "sin"):
+        table = found[name]
+        if shape(table) not in ((tokens, 1, half), (1, tokens, 1, half)):
+            return f"{name} has shape {shape(table)}, the rule needs one row of {half} per token"
+        if dtype(table) != torch.float32:
+            return f"{name} is {dtype(table)}, which rounds the angles; llvq.rope rotates in fp32"
+    same = dtype(found.root) == dtype(found["x"])
+    return None if same else f"the result is {dtype(found.root)}, x is {dtype(found['x'])}"
 
 
 def build_rope(found: Match, b: Builder) -> Node:
