@@ -45,7 +45,7 @@ def cache_attention(program: Program, ctx: Context) -> list[Book]:
     book = Book("paged-attention", sites=len(program.kv_states))
     if not program.kv_states:
         return [book]
-    matches = _match_layers(program, ctx, book)
+    matches = _match_layers(program, book)
     if book.misses:
         book.stopped = len(matches)
         return [book]
@@ -61,22 +61,33 @@ def cache_attention(program: Program, ctx: Context) -> list[Book]:
     return [book]
 
 
-def _match_layers(program: Program, ctx: Context, book: Book) -> dict[int, Match]:
-    placeholders = _placeholders(program)
-    allowed = ctx.recipe.allow_miss.get("cache-attention", {})
+def _match_layers(program: Program, book: Book) -> dict[int, Match]:
+    """The attention of each layer. A miss cannot be tolerated: all layers share one page pool."""
     found = {}
     for state in program.kv_states:
-        history = placeholders[state.history_k]
-        result = _attention_over(history)
+        tensors = _tensors(program, state)
+        result = _attention_over(tensors)
         if isinstance(result, Match):
             found[state.layer] = result
         else:
-            account_miss(book, result.node, result, allowed)
+            account_miss(book, result.node, result, {})
     return found
 
 
-def _attention_over(history: Node) -> Match | Miss:
-    """The match of the attention that reads this history."""
+def _tensors(program: Program, state: KvState) -> dict[str, Node]:
+    """The nodes that a state names: histories are inputs, the chunk's own K and V outputs."""
+    placeholders = _placeholders(program)
+    return {
+        "history_k": placeholders[state.history_k],
+        "history_v": placeholders[state.history_v],
+        "k": _output_node(program, state.present_k),
+        "v": _output_node(program, state.present_v),
+    }
+
+
+def _attention_over(tensors: dict[str, Node]) -> Match | Miss:
+    """The match of the attention that reads these histories."""
+    history = tensors["history_k"]
     miss = Miss("no attention reads this history", history)
     frontier = list(history.users)
     while frontier:
@@ -84,11 +95,29 @@ def _attention_over(history: Node) -> Match | Miss:
         if is_call(node, llvq.attention.default):
             result = match(CACHED, node)
             if isinstance(result, Match):
-                return result
+                reason = _misuse(result, tensors)
+                return result if reason is None else Miss(reason, node, result.nodes)
             miss = result
         elif is_call(node, aten.cat.default, llvq.rope.default):
             frontier.extend(node.users)
     return miss
+
+
+def _misuse(found: Match, tensors: dict[str, Node]) -> str | None:
+    """Why pages that hold these tensors would not give this attention the same K and V."""
+    for name, declared in tensors.items():
+        if found[name] is not declared:
+            return f"it reads {found[name].name} as {name}, the capture declared {declared.name}"
+    if found.get("cos") is None:
+        return None
+    window, own = shape(found["cos"])[0], shape(found["q"])[1]
+    for name in ("cos", "sin"):
+        start, end = found[f"{name}_start"], found[f"{name}_end"]
+        if range(window)[start:end] != range(window)[-own:]:
+            return (
+                f"q is rotated by {name}[{start}:{end}], not by the last {own} of {window} places"
+            )
+    return None
 
 
 def _pool(program: Program, ctx: Context) -> KvPool:

@@ -56,7 +56,7 @@ def fuse_linear(program: Program, ctx: Context) -> list[Book]:
 
 
 def _groups(sites: list[Node]) -> list[list[Match]]:
-    """Matches of sibling modules that read the same codes, with and without bias apart.
+    """Matches of sibling modules that read the same codes, those that can be stacked together.
 
     Only siblings: every layer's cross-attention k and v read one text, and a stack of them all
     would be one weight that no layer owns.
@@ -67,9 +67,17 @@ def _groups(sites: list[Node]) -> list[list[Match]]:
         found = match(pattern, node)
         assert isinstance(found, Match), found
         parent = str(found["w_codes"].target).rsplit(".", 2)[0]
-        key = (found["x_codes"], found["x_dtype"], pattern is WITH_BIAS, parent)
+        key = (found["x_codes"], found["x_dtype"], _kind_of_bias(found), parent)
         groups.setdefault(key, []).append(found)
     return list(groups.values())
+
+
+def _kind_of_bias(found: Match) -> Any:
+    """What stacked biases must have in common: all weights of one dtype, or none at all."""
+    bias = found.get("bias")
+    if bias is None:
+        return None
+    return dtype(bias) if bias.op == "get_attr" else bias
 
 
 def _fuse(program: Program, group: list[Match]) -> None:
@@ -97,7 +105,7 @@ def _stack(
         weight = (found["w_codes"], found["w_scales"], found["w_global"])
         return weight, found.get("bias")
     stacked = stacked_name(names)
-    records = [program.weights.pop(name) for name in names]
+    records = [program.weights[name] for name in names]
     sources = tuple(source for record in records for source in record.sources)
     program.weights[stacked] = replace(records[0], target=stacked, sources=sources)
     columns = shape(group[0]["w_codes"])[1] * 2

@@ -7,11 +7,12 @@ scales and a global scale of the weight plan. A linear that cannot be quantized 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 
 import torch
 from torch.fx import Node
 
-from llvq.formats.nvfp4 import BLOCK
+from llvq.formats.nvfp4 import BLOCK, INPUT_DTYPES
 from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, dtype, finish, is_call, shape
 from llvq.passes.rules import Context
@@ -24,11 +25,11 @@ llvq = torch.ops.llvq
 
 
 def insert_quantize(program: Program, ctx: Context) -> list[Book]:
-    """Quantize linears; the book counts the excluded ones by the glob that kept them."""
-    book = Book("linear")
+    """Quantize linears; the book counts the excluded by glob, and shows globs that kept none."""
+    book = Book("linear", excluded=Counter(dict.fromkeys(ctx.recipe.linear.exclude, 0)))
     quantized: dict[Node, tuple[Node, ...]] = {}
     allowed = ctx.recipe.allow_miss.get("insert-quantize", {})
-    sites = [node for node in program.graph.graph.nodes if is_call(node, LINEAR)]
+    sites = [node for node in program.graph.graph.nodes if is_site(node)]
     book.sites = len(sites)
     for node in sites:
         glob = ctx.recipe.excluded_by(layer_name(node))
@@ -46,6 +47,11 @@ def insert_quantize(program: Program, ctx: Context) -> list[Book]:
     return [book]
 
 
+def is_site(node: Node) -> bool:
+    """A linear whose weight is not NVFP4 yet."""
+    return is_call(node, LINEAR) and not is_call(node.args[1], llvq.dequantize.default)
+
+
 def layer_name(node: Node) -> str:
     """The module path of a linear, from its weight: `blocks.0.ffn.0`."""
     weight = node.args[1]
@@ -59,6 +65,9 @@ def obstacle(node: Node) -> str | None:
     assert isinstance(weight, Node)
     if weight.op != "get_attr":
         return f"its weight is computed by {weight.name}, not read from the checkpoint"
+    value: Node = node.args[0]  # type: ignore[assignment]
+    if dtype(value) not in INPUT_DTYPES:
+        return f"its input is {dtype(value)}, NVFP4 is defined on bf16, fp16 and fp32"
     features = shape(weight)[-1]
     if features % BLOCK:
         return f"K = {features} of {layer_name(node)} is not a multiple of {BLOCK}"

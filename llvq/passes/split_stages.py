@@ -33,7 +33,9 @@ STAGE_OF_RATE = {
 
 
 def split_stages(program: Program, ctx: Context) -> list[Book]:
-    """Cut; the book counts the stages."""
+    """Cut; the book counts the stages, none if there is nothing left to cut."""
+    if program.stage_inputs:
+        return [Book("stage")]
     whole = program.graph
     stage_of = _stages(program)
     outputs = _named_outputs(program)
@@ -106,7 +108,12 @@ def _cut(
     for node in boundary:
         if node.op != "placeholder" and node not in wanted[stage_of[node]].values():
             wanted[stage_of[node]][f"{stage_of[node]}.{node.name}"] = node
-    names = {node: name for group in wanted.values() for name, node in group.items()}
+    names = {
+        node: name
+        for source, group in wanted.items()
+        for name, node in group.items()
+        if stage_of[node] == source
+    }
     program.graphs[stage] = _extract(whole, inside, boundary, roots)
     program.stage_inputs[stage] = _boundary_specs(program, whole, boundary, stage_of, names)
     program.stage_outputs[stage] = tuple(wanted[stage])
