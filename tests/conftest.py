@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from llvq.compiler import Compiled, compile_model
+from llvq.compiler import Compiled, compile_model, instantiate
 from llvq.models.chunk import capture_chunk, meta_model
-from llvq.models.config import DitConfig, ModelConfig, StreamConfig
+from llvq.models.config import DitConfig, ModelConfig, StreamConfig, TextConfig, VaeConfig
 from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
 from llvq.program import Program
 from llvq.recipe import BF16, NVFP4
+from llvq.runtime.executable import Executable
 from llvq.runtime.denoiser import held
 from llvq.runtime.pages import PageTable
 from llvq.runtime.sampler import advance, schedule
@@ -178,3 +179,25 @@ def make_whole_weights() -> Callable[[ModelConfig], DictSource]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def whole_config(tiny_config: ModelConfig) -> ModelConfig:
+    vae = VaeConfig(dim=8, dec_dim=8, z_dim=8, latent_mean=(0.0,) * 8, latent_std=(1.0,) * 8)
+    text = TextConfig(vocab_size=40, dim=32, attn_dim=32, ffn_dim=64, num_heads=2, num_layers=1)
+    return replace(tiny_config, vae=vae, text=text)
+
+
+@pytest.fixture(scope="session")
+def compiled_whole(whole_config: ModelConfig) -> Compiled:
+    """Denoiser, VAE and text encoder in NVFP4, compiled once."""
+    return compile_model(whole_config, NVFP4)
+
+
+@pytest.fixture(scope="session")
+def executable(
+    whole_config: ModelConfig,
+    compiled_whole: Compiled,
+    make_whole_weights: Callable[[ModelConfig], DictSource],
+) -> Executable:
+    return instantiate(compiled_whole, make_whole_weights(whole_config))

@@ -1,0 +1,122 @@
+"""From a compiled model to folders on disk and back: same frames, same id, nothing half written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llvq.artifact import Box
+from llvq.backends.base import CPU, Target
+from llvq.box import export_box, write_program
+from llvq.compiler import Compiled
+from llvq.errors import ArtifactError, FormatError, OutputError, TargetError
+from llvq.models.config import ModelConfig
+from llvq.runtime.executable import Executable
+from llvq.runtime.load import load, open_checked
+from llvq.runtime.session import Prompt, Session
+from llvq.sources import DictSource
+
+
+@pytest.fixture(scope="module")
+def source(
+    whole_config: ModelConfig, make_whole_weights: Callable[[ModelConfig], DictSource]
+) -> DictSource:
+    return make_whole_weights(whole_config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("boxes")
+
+
+@pytest.fixture(scope="module")
+def program(folder: Path, compiled_whole: Compiled, source: DictSource) -> Box:
+    write_program(compiled_whole, source, folder / "m.nvfp4")
+    return open_checked(folder / "m.nvfp4", kinds=("program",))
+
+
+@pytest.fixture(scope="module")
+def box(folder: Path, program: Box) -> Path:
+    export_box(program, CPU, folder / "m.llvq")
+    return folder / "m.llvq"
+
+
+def video(executable: Executable) -> torch.Tensor:
+    facts = executable.facts
+    embeds = torch.ones(1, facts.text_len, facts.text_dim, dtype=facts.torch_dtype)
+    chunks = list(Session(executable, [Prompt(embeds)] * 2, seed=5))
+    return torch.cat([chunk.frames for chunk in chunks if chunk.frames is not None])
+
+
+def test_a_loaded_box_makes_the_video_of_the_compiled_model(
+    box: Path, executable: Executable
+) -> None:
+    assert torch.equal(video(load(box)), video(executable))
+
+
+def test_the_same_inputs_give_the_same_id(
+    folder: Path, program: Box, compiled_whole: Compiled, source: DictSource
+) -> None:
+    again = write_program(compiled_whole, source, folder / "again.nvfp4")
+    assert again == program.id
+    ids = {export_box(program, CPU, folder / f"{n}.llvq")[0] for n in ("one", "two")}
+    assert len(ids) == 1
+
+
+def test_every_weight_of_the_box_is_in_its_plan(program: Box) -> None:
+    made = set()
+    for target, record in program.manifest["weights"].items():
+        suffixes = (".codes", ".scales", ".global_scale") if record["op"] == "quantize" else ("",)
+        made |= {target + suffix for suffix in suffixes}
+    assert set(program.tensors()) == made
+
+
+def test_a_program_is_not_a_box(program: Box) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        load(program.path)
+    assert "llvq export" in str(caught.value)
+
+
+def test_nan_in_a_weight_leaves_nothing_behind(
+    tmp_path: Path, compiled_whole: Compiled, source: DictSource
+) -> None:
+    tensors = {name: source.read(name).clone() for name in source.names()}
+    tensors["dit.blocks.1.ffn.2.weight"][3, 5] = float("nan")
+    with pytest.raises(FormatError, match=r"dit\.blocks\.1\.ffn\.2\.weight"):
+        write_program(compiled_whole, DictSource(tensors), tmp_path / "m.nvfp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path,
+    compiled_whole: Compiled,
+    source: DictSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("llvq.weights_writer._write_at", full)
+    with pytest.raises(OutputError, match=r"\[output\]|space") as caught:
+        write_program(compiled_whole, source, tmp_path / "m.nvfp4")
+    assert "No space left" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_program_is_kept_unless_told(
+    program: Box, compiled_whole: Compiled, source: DictSource
+) -> None:
+    with pytest.raises(OutputError):
+        write_program(compiled_whole, source, program.path)
+    assert open_checked(program.path).id == program.id
+
+
+def test_a_target_without_an_op_is_refused(tmp_path: Path, program: Box) -> None:
+    poor = replace(CPU, name="poor", ops=CPU.ops - {"paged_attention"})
+    with pytest.raises(TargetError, match="cannot run llvq.paged_attention"):
+        export_box(program, poor, tmp_path / "m.llvq")
+    assert isinstance(poor, Target) and list(tmp_path.iterdir()) == []
