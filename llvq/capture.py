@@ -19,6 +19,7 @@ from torch.fx.node import map_aggregate
 
 from llvq.errors import CaptureError
 from llvq.program import InputSpec, KvState, LoopState, Program
+from llvq.recipe import unknown
 from llvq.runtime.contract import Rate
 from llvq.weights import WeightRecord
 
@@ -59,6 +60,7 @@ def from_exported(exported: torch.export.ExportedProgram, *, rates: Mapping[str,
     """A program from somebody else's `ExportedProgram` (static shapes, any device).
 
     `rates` maps input names to rates; an input not named changes with every call.
+    Raises CaptureError, and RecipeError for a name that is no input.
     """
     gm = _plain(exported.module(check_guards=False))
     _forget_device(gm.graph)
@@ -80,8 +82,18 @@ def from_exported(exported: torch.export.ExportedProgram, *, rates: Mapping[str,
         specs.append(InputSpec(node.name, value.dtype, tuple(value.shape), rate))
     gm.recompile()
     _check_static(specs)
+    names = [spec.name for spec in specs]
+    for name in rates:
+        if name not in names:
+            raise unknown("input", name, names)
     constants = {name: t for name, t in exported.constants.items() if isinstance(t, Tensor)}
     results = pytree.tree_leaves(_output(gm.graph).args)
+    if not all(isinstance(result, Node) for result in results):
+        raise CaptureError(
+            "the exported program returns something that is not a tensor",
+            because=f"its outputs are {', '.join(map(str, results))}",
+            fix="export a module that returns tensors only",
+        )
     outputs = tuple(f"output.{i}" for i in range(len(results)))
     return Program(
         graphs={"chunk": gm},

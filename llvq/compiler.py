@@ -6,6 +6,7 @@ comparison and tests); `box.py` writes it to disk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,7 +71,7 @@ def compile_model(
     dtype = getattr(torch, recipe.dtype)
     program = capture_chunk(config, dtype)
     result = run(program, recipe, pipeline, options)
-    stages = _stages(program)
+    stages = stages_of(program)
     weights, constants = dict(program.weights), dict(program.constants)
     for name, extra in _auxiliary(config, dtype).items():
         run(extra, recipe, pipeline[:1])
@@ -87,7 +88,8 @@ def _auxiliary(config: ModelConfig, dtype: torch.dtype) -> dict[str, Program]:
     return {name: make(config, dtype) for name, make in AUXILIARY.items() if present[name]}
 
 
-def _stages(program: Program) -> dict[str, Stage]:
+def stages_of(program: Program) -> dict[str, Stage]:
+    """The stages that a program was cut into, each after those that feed it."""
     return {
         name: Stage(gm, program.stage_inputs[name], program.stage_outputs[name])
         for name, gm in program.graphs.items()
@@ -103,16 +105,27 @@ def lower_to(compiled: Compiled, target: Target) -> Compiled:
 
 def instantiate(compiled: Compiled, source: TensorSource, device: str = "cpu") -> Executable:
     """Join a compiled model with its checkpoint, all in memory."""
-    tensors: dict[str, torch.Tensor] = {}
     joined = with_constants(compiled, source)
-    for record in compiled.weights.values():
-        tensors |= {name: t.to(device) for name, t in materialize(record, joined).items()}
-    stages = {}
-    for name, stage in compiled.stages.items():
+    stages = with_weights(compiled.stages, compiled.weights, joined, device)
+    return Executable(stages, compiled.facts, torch.device(device))
+
+
+def with_weights(
+    stages: Mapping[str, Stage],
+    weights: Mapping[str, WeightRecord],
+    source: TensorSource,
+    device: str = "cpu",
+) -> dict[str, CompiledStage]:
+    """Carry out a weight plan in memory, and give every stage what it reads."""
+    tensors: dict[str, torch.Tensor] = {}
+    for record in weights.values():
+        tensors |= {name: t.to(device) for name, t in materialize(record, source).items()}
+    compiled = {}
+    for name, stage in stages.items():
         graph = load_graph(dump(stage.graph), device=device)
         attach(graph, {weight: tensors[weight] for weight in weight_names(graph)})
-        stages[name] = CompiledStage(name, graph, stage.inputs, stage.outputs)
-    return Executable(stages, compiled.facts, torch.device(device))
+        compiled[name] = CompiledStage(name, graph, stage.inputs, stage.outputs)
+    return compiled
 
 
 def with_constants(compiled: Compiled, source: TensorSource) -> TensorSource:
