@@ -15,10 +15,11 @@ from torch.fx import Graph, Node
 
 from llvq.errors import CaptureError
 from llvq.formats.kv import KV_FORMATS
+from llvq.matcher import match
 from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, dtype, finish, is_call, shape
 from llvq.passes.rules import Context
-from llvq.pattern import Literal, Match, Miss, Var, call, either, match
+from llvq.pattern import Literal, Match, Miss, Var, call, either
 from llvq.program import InputSpec, KvPool, KvState, Program
 
 aten = torch.ops.aten

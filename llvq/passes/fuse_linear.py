@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from llvq.matcher import match
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, dtype, finish, is_call, shape
 from llvq.passes.insert_quantize import packed_weight
 from llvq.passes.rules import Context
-from llvq.pattern import Literal, Match, Var, call, match
+from llvq.pattern import Literal, Match, Var, call
 from llvq.program import Program
 from llvq.weights import WeightRecord
 

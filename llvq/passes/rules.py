@@ -12,9 +12,10 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from llvq.matcher import match
 from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, finish
-from llvq.pattern import Match, Miss, match, root_targets
+from llvq.pattern import Match, Miss, root_targets
 from llvq.program import Program, module_path, source_line
 from llvq.recipe import Recipe
 
