@@ -109,7 +109,7 @@ def run(
     check_names(pipeline, options)
     ctx, result = Context(recipe, options.limit), Result()
     verify(program)
-    for index, step in enumerate(pipeline):
+    for index, step in enumerate(pipeline, start=1):
         if step.name in options.disable:
             continue
         result.reports.append(_run_one(program, ctx, step))

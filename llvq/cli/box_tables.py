@@ -1,0 +1,114 @@
+"""The tables of a program or a box, from its manifest and graphs alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from llvq import graphs
+from llvq.artifact import Box
+from llvq.cli.pass_table import print_pass_table
+from llvq.cli.table import human, print_fields, print_table
+from llvq.recipe import unknown
+from llvq.runtime.contract import InputSpec
+from llvq.runtime.executable import RunFacts
+from llvq.sources import TensorSpec
+
+PACKED = ("codes", "scales", "global_scale")
+
+
+def graph_text(box: Box, stage: str) -> str:
+    """The graph of a stage as text. Raises RecipeError with the nearest name."""
+    if stage not in box.manifest["stages"]:
+        raise unknown("stage", stage, sorted(box.manifest["stages"]))
+    return graphs.text(graphs.load(box.graph(stage), device="meta"))
+
+
+def describe(box: Box) -> dict[str, Any]:
+    """Everything that `llvq inspect` says of a box, as plain data."""
+    manifest = box.manifest
+    loaded = {name: graphs.load(box.graph(name), device="meta") for name in manifest["stages"]}
+    weights: dict[str, TensorSpec] = {}
+    for gm in loaded.values():
+        weights |= graphs.weights(gm)
+    pages = RunFacts.from_dict(manifest["state"]).pages
+    return {
+        "path": str(box.path),
+        "id": box.id,
+        **{key: manifest[key] for key in ("kind", "target", "numerics", "versions", "recipe")},
+        "stages": [_stage(manifest, name, gm.graph.nodes) for name, gm in loaded.items()],
+        "ops": dict(_ops(loaded).most_common()),
+        "bytes": _bytes_by_part(weights),
+        "pages": {"format": pages.kv_format, "slots": pages.slots, "bytes": pages.nbytes},
+        "passes": manifest["passes"],
+        "files": len(manifest["files"]),
+    }
+
+
+def show(box: Mapping[str, Any]) -> None:
+    versions = ", ".join(f"{name} {value}" for name, value in box["versions"].items())
+    linear, pages = box["recipe"]["linear"], box["pages"]
+    print_fields(
+        [
+            (box["kind"], box["path"]),
+            ("id", box["id"]),
+            ("target", box["target"]),
+            ("numerics", box["numerics"]),
+            ("needs", versions),
+            ("recipe", f"{box['recipe']['name']}: {linear['weight_rule']} weights, "
+                       f"{linear['activation_rule']} activations"),
+            ("kept out", ", ".join(linear["exclude"])),
+            ("KV pages", f"{pages['slots']} of {pages['format']}, {human(pages['bytes'])}"),
+        ]
+    )  # fmt: skip
+    print()
+    columns = ("stage", "rate of inputs", "inputs", "outputs", "calls", "llvq calls")
+    print_table("stages", columns, [tuple(s.values())[:6] for s in box["stages"]], left=2)
+    for stage in box["stages"]:
+        print_table(f"\ninputs of {stage['name']}", ("name", "type", "rate"),
+                    [tuple(spec.values()) for spec in stage["specs"]], left=3)  # fmt: skip
+    print()
+    print_table("ops", ("op", "calls"), box["ops"].items())
+    print()
+    columns = ("part", "codes", "scales", "global scales", "kept", "sum")
+    rows = [
+        (part, *(human(n) for n in sizes.values()), human(sum(sizes.values())))
+        for part, sizes in box["bytes"].items()
+    ]
+    print_table("weights", columns, rows)
+    print()
+    print_pass_table(box["passes"])
+
+
+def _stage(manifest: Mapping[str, Any], name: str, nodes: Any) -> dict[str, Any]:
+    specs = [InputSpec.from_dict(spec) for spec in manifest["contract"][name]]
+    calls = [node for node in nodes if node.op == "call_function"]
+    return {
+        "name": name,
+        "rates": ", ".join(dict.fromkeys(str(spec.rate) for spec in specs)),
+        "inputs": len(specs),
+        "outputs": len(manifest["stages"][name]["outputs"]),
+        "calls": len(calls),
+        "llvq_calls": sum(getattr(node.target, "namespace", "") == "llvq" for node in calls),
+        "specs": [{"name": s.name, "type": str(s), "rate": s.rate} for s in specs],
+    }
+
+
+def _ops(loaded: Mapping[str, Any]) -> Counter[str]:
+    return Counter(
+        str(node.target)
+        for gm in loaded.values()
+        for node in gm.graph.nodes
+        if hasattr(node.target, "namespace")
+    )
+
+
+def _bytes_by_part(weights: Mapping[str, TensorSpec]) -> dict[str, dict[str, int]]:
+    """Bytes of dit, vae and text: NVFP4 codes, scales, global scales, and what was kept."""
+    parts: dict[str, dict[str, int]] = {}
+    for name, spec in weights.items():
+        sizes = parts.setdefault(name.split(".")[0], dict.fromkeys((*PACKED, "kept"), 0))
+        leaf = name.rpartition(".")[2]
+        sizes[leaf if leaf in PACKED else "kept"] += spec.nbytes
+    return parts

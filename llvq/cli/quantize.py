@@ -1,0 +1,144 @@
+"""`llvq quantize`: a checkpoint becomes an NVFP4 program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llvq.cli import options
+from llvq.cli.options import COMPILER
+
+if TYPE_CHECKING:
+    from llvq.checkpoints.model import VideoModel
+    from llvq.compiler import Compiled
+
+
+def quantize(
+    model: options.ModelPath,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: STEM.nvfp4 in this folder.")
+    ] = None,
+    recipe: options.RecipeName = "longlive2-nvfp4",
+    vae: options.VaePath = None,
+    text_encoder: options.TextEncoderPath = None,
+    tokenizer: options.TokenizerPath = None,
+    num_heads: options.NumHeads = None,
+    use_ema: options.UseEma = False,
+    height: options.Height = None,
+    width: options.Width = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    print_ir_after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PASS", help="Or `all`. Repeatable.", rich_help_panel=COMPILER),
+    ] = None,
+    dump: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the IR after each pass.", rich_help_panel=COMPILER),
+    ] = None,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(metavar="PASS", help="Write no program.", rich_help_panel=COMPILER),
+    ] = None,
+    disable: options.Disable = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=0, help="Make only the first N rewrites.", rich_help_panel=COMPILER
+        ),
+    ] = None,
+) -> None:
+    """Quantize a checkpoint: NVFP4 weights, and the graphs that read them.
+
+    VAE, text encoder and tokenizer are looked for beside MODEL under their published names. Weights
+    are streamed, so a 10 GB checkpoint needs little memory.
+
+    \b
+      llvq quantize model_bf16.pt
+      llvq quantize model_bf16.pt -o small.nvfp4 --height 480 --width 832
+      llvq quantize model_bf16.pt --recipe mine.toml --vae vae/Wan2.2_VAE.pth
+      llvq quantize model_bf16.pt --stop-after fuse-linear --print-ir-after fuse-linear
+    """
+    from llvq.api import default_program
+    from llvq.cli.output import check_output
+    from llvq.cli.table import note, stderr
+    from llvq.compiler import compile_model
+    from llvq.passes import PIPELINE, Options
+    from llvq.passes.manager import check_names
+    from llvq.recipe import load_recipe
+
+    path = out if out is not None else default_program(model)
+    chosen = load_recipe(recipe)
+    debugging = Options(
+        print_ir_after=tuple(print_ir_after or ()),
+        dump=dump,
+        stop_after=stop_after,
+        disable=tuple(disable or ()),
+        limit=limit,
+        show=note if json else print,
+    )
+    check_names(PIPELINE, debugging)
+    if stop_after is None:
+        check_output(path, force=force)
+    opened = options.open_video_model(
+        model,
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        num_heads=num_heads,
+        use_ema=use_ema,
+        size=options.video_size(height, width),
+    )
+    with stderr().status("compiling"):
+        compiled = compile_model(opened.config, chosen, options=debugging)
+    staged = compiled.reports[-1].level == "staged"
+    written = _write(compiled, opened, path, force=force) if staged else None
+    _show(compiled, opened, path, written, as_json=json)
+
+
+def _write(compiled: Compiled, opened: VideoModel, path: Path, *, force: bool) -> str:
+    """Stream the weights behind a progress bar; gives the id of the program."""
+    from llvq.box import write_program
+    from llvq.cli.table import byte_progress
+
+    with byte_progress() as bar:
+        task = bar.add_task("weights", total=None)
+        return write_program(
+            compiled,
+            opened.source,
+            path,
+            tokenizer=opened.bundle.tokenizer,
+            overwrite=force,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _show(
+    compiled: Compiled, opened: VideoModel, path: Path, written: str | None, *, as_json: bool
+) -> None:
+    from llvq.cli.pass_table import print_pass_table
+    from llvq.cli.table import note, print_json
+    from llvq.cli.weight_summary import print_summary, summarize
+
+    rows = [report.to_dict() for report in compiled.reports]
+    summary = summarize(compiled, opened.source)
+    if as_json:
+        document: dict[str, Any] = {
+            "program": str(path) if written else None,
+            "id": written,
+            "notes": list(opened.notes),
+            "recipe": compiled.recipe.name,
+            "passes": rows,
+            "rewrites": len(compiled.rewrites),
+            "weights": summary.to_dict(),
+        }
+        print_json(document)
+    else:
+        print_pass_table(rows)
+        print_summary(summary)
+    if written is None:
+        note(f"stopped after {rows[-1]['name']}, before level staged: no program was written")
+    elif not as_json:
+        print(f"{path}   id {written[:16]}\nnext: llvq export {path}")

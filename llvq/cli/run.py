@@ -1,0 +1,189 @@
+"""`llvq run`: a box becomes a video."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llvq.cli import options
+from llvq.errors import SessionError
+
+if TYPE_CHECKING:
+    from llvq.runtime.executable import RunFacts
+    from llvq.runtime.latents import LatentWriter
+    from llvq.runtime.session import Session
+    from llvq.runtime.video import VideoWriter
+
+TENSORS = "Tensors instead of prompts"
+DEFAULT_SECONDS = 5.0
+TIMED = "denoise + decode + writing, wall clock; loading and prompt encoding not included"
+
+
+def run(
+    box: Annotated[Path, typer.Argument(help="A box made by `llvq export`.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="One per shot. Repeatable.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help=f"Length of the video. Default: {DEFAULT_SECONDS:g}.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same video.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps. Default: as trained.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Begin with this image.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Default: STEM.mp4 in this folder.")
+    ] = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    embeds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="safetensors with prompt_embeds, one row per chunk.",
+            rich_help_panel=TENSORS,
+        ),
+    ] = None,
+    cut: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="CHUNK",
+            help="With --embeds: a shot begins here. Repeatable.",
+            rich_help_panel=TENSORS,
+        ),
+    ] = None,
+    noise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="safetensors with noise, and maybe initial_latent.",
+            rich_help_panel=TENSORS,
+        ),
+    ] = None,
+    latents_only: Annotated[
+        bool,
+        typer.Option(
+            "--latents-only", help="Write latents, decode nothing.", rich_help_panel=TENSORS
+        ),
+    ] = False,
+) -> None:
+    """Generate a video from a box. Frames are written as they are decoded.
+
+    Several prompts are several shots of equal length. Ctrl-C stops within a chunk and leaves no
+    half file.
+
+    \b
+      llvq run model.llvq --prompt "a red kite over the sea" --seconds 10
+      llvq run model.llvq --prompt "a harbour at dawn" --prompt "the same harbour, rain" -o a.mp4
+      llvq run model.llvq --prompt "she turns around" --image portrait.png --seed 7
+      llvq run model.llvq --embeds io.safetensors --noise io.safetensors --latents-only
+    """
+    from llvq.cli.output import check_output
+    from llvq.cli.table import note, stderr
+    from llvq.runtime.generate import Request, open_session
+
+    path = out or Path(box.resolve().stem + (".safetensors" if latents_only else ".mp4"))
+    _check_request(prompt, seconds, embeds, cut)
+    check_output(path, force=force)
+    length = DEFAULT_SECONDS if seconds is None else seconds
+    prompts, cuts = tuple(prompt or ()), tuple(cut or ())
+    request = Request(prompts, length, seed, steps, image, embeds, cuts, noise, latents_only)
+    began = time.perf_counter()
+    with stderr().status("loading"):
+        opened = open_session(box, request)
+    facts = opened.session.facts
+    for text in opened.truncated:
+        note(f"note: longer than {facts.text_len} tokens, the rest is not read: {text[:60]!r}...")
+    timing = Timing(setup=time.perf_counter() - began)
+    with _writer(path, facts, latents_only=latents_only) as writer:
+        _generate(opened.session, writer, timing)
+    timing.show(path, writer.frames, facts, latents_only=latents_only, as_json=json)
+
+
+def _check_request(
+    prompt: list[str] | None, seconds: float | None, embeds: Path | None, cut: list[int] | None
+) -> None:
+    """Options that exclude each other."""
+    if embeds is not None and (prompt or seconds is not None):
+        raise SessionError(
+            "--embeds was given together with --prompt or --seconds",
+            because="embeddings say what every chunk shows, and how many chunks there are",
+            fix="leave out one or the other",
+        )
+    if cut and embeds is None:
+        raise SessionError(
+            "--cut was given without --embeds",
+            because="with prompts, every prompt but the first begins a shot",
+            fix="leave out --cut",
+        )
+
+
+def _writer(path: Path, facts: RunFacts, *, latents_only: bool) -> VideoWriter | LatentWriter:
+    from llvq.runtime.latents import LatentWriter
+    from llvq.runtime.video import VideoWriter
+
+    if latents_only:
+        return LatentWriter(path)
+    height, width = facts.pixel_hw
+    return VideoWriter(path, fps=facts.fps, height=height, width=width)
+
+
+def _generate(session: Session, writer: VideoWriter | LatentWriter, timing: Timing) -> None:
+    """Write chunk after chunk, with the speed so far beside the bar."""
+    from llvq.cli.table import chunk_progress
+
+    began = time.perf_counter()
+    with chunk_progress() as bar:
+        task = bar.add_task("chunks", total=len(session.script), speed="")
+        for chunk in session:
+            writer.append(chunk.latents if chunk.frames is None else chunk.frames)
+            timing.generate = time.perf_counter() - began
+            timing.first = timing.generate if timing.first is None else timing.first
+            speed = f"{writer.frames} frames, {writer.frames / timing.generate:.2f} FPS"
+            bar.update(task, advance=1, speed=speed)
+
+
+@dataclass
+class Timing:
+    """Seconds: loading and prompts; until the first frames; until the last."""
+
+    setup: float
+    first: float | None = None
+    generate: float = 0.0
+
+    def show(
+        self, path: Path, frames: int, facts: RunFacts, *, latents_only: bool, as_json: bool
+    ) -> None:
+        from llvq.cli.table import print_fields, print_json
+
+        speed = frames / self.generate
+        if as_json:
+            print_json(
+                {
+                    "path": str(path),
+                    "frames": frames,
+                    "latents_only": latents_only,
+                    "setup_s": round(self.setup, 3),
+                    "first_frame_s": round(self.first or 0.0, 3),
+                    "generate_s": round(self.generate, 3),
+                    "fps": round(speed, 3),
+                    "timed": TIMED,
+                }
+            )
+            return
+        what = "latent frames" if latents_only else f"frames, {frames / facts.fps:.1f} s of video"
+        print_fields(
+            [
+                (str(path), f"{frames} {what}"),
+                ("loading, prompts", f"{self.setup:.1f} s"),
+                ("first frames", f"{self.first or 0.0:.1f} s after that"),
+                ("generating", f"{self.generate:.1f} s, {speed:.2f} FPS ({TIMED})"),
+            ]
+        )

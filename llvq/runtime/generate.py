@@ -1,0 +1,143 @@
+"""From what a person has (prompts, an image, tensors in files) to what a session takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from llvq.errors import SessionError
+from llvq.runtime.executable import Executable, RunFacts
+from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
+from llvq.runtime.load import TARGET_DEVICES, executable, open_checked
+from llvq.runtime.prompts import PromptTokenizer, PromptTokens
+from llvq.runtime.session import Prompt, Session
+from llvq.runtime.shots import Cue, chunks_for, cues
+from llvq.runtime.video import read_image
+
+
+@dataclass(frozen=True)
+class Request:
+    """A video that somebody asks for: prompts and seconds, or embeddings (one per chunk).
+
+    `noise`: a safetensors file with `noise`, and `initial_latent` for an image-to-video; else the
+    noise comes from `seed`. `cuts`: chunks of the embeddings that begin a shot.
+    """
+
+    prompts: tuple[str, ...] = ()
+    seconds: float = 5.0
+    seed: int = 0
+    steps: int | None = None
+    image: Path | None = None
+    embeds: Path | None = None
+    cuts: tuple[int, ...] = ()
+    noise: Path | None = None
+    latents_only: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session that is ready to be iterated, and what was cut off on the way."""
+
+    session: Session
+    truncated: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Script:
+    """One cue per chunk, and the tokens of every distinct prompt. Holds no embedding yet."""
+
+    cues: tuple[Cue, ...]
+    tokens: dict[str, PromptTokens]
+
+    @property
+    def truncated(self) -> tuple[str, ...]:
+        """Prompts that are longer than the model reads."""
+        return tuple(prompt for prompt, tokens in self.tokens.items() if tokens.truncated)
+
+
+def write_script(
+    facts: RunFacts, box_path: str | Path, prompts: Sequence[str], chunks: int
+) -> Script:
+    """Spread prompts over chunks and tokenize them with the tokenizer of the box.
+
+    Loads no weight. Raises SessionError: no prompt, an empty one, more than chunks, no tokenizer.
+    """
+    folder = Path(box_path) / "tokenizer"
+    if not folder.is_dir():
+        raise SessionError(
+            "this box has no tokenizer",
+            where=str(box_path),
+            because="none was found when the model was quantized",
+            fix="quantize again with --tokenizer, or pass embeddings (--embeds)",
+        )
+    written = cues(prompts, chunks, facts.scene_cut_prefix)
+    tokenizer = PromptTokenizer(folder, facts.text_len)
+    distinct = dict.fromkeys(cue.prompt for cue in written)
+    return Script(tuple(written), {prompt: tokenizer.encode(prompt) for prompt in distinct})
+
+
+def embed(model: Executable, script: Script) -> list[Prompt]:
+    """Run the text encoder once per distinct prompt. One prompt per chunk."""
+    encode = model.stage("encode_text")
+    embeds = {
+        prompt: encode({"ids": t.ids.to(model.device), "mask": t.mask.to(model.device)})[
+            "prompt_embeds"
+        ]
+        for prompt, t in script.tokens.items()
+    }
+    return [Prompt(embeds[cue.prompt], cue.scene_cut) for cue in script.cues]
+
+
+def prepare_prompts(
+    model: Executable, box_path: str | Path, prompts: Sequence[str], chunks: int
+) -> list[Prompt]:
+    """`write_script` and `embed` in one: prompts to what a Session takes."""
+    return embed(model, write_script(model.facts, box_path, prompts, chunks))
+
+
+def encode_image(model: Executable, pixels: Tensor) -> Tensor:
+    """`read_image`'s pixels [1, 3, 1, H, W] -> the latent [1, 1, channels, h, w] of frame 0."""
+    image = pixels.to(model.device, model.facts.torch_dtype)
+    return model.stage("encode_image")({"image": image})["image_latent"]
+
+
+def open_session(box_path: str | Path, request: Request) -> Opened:
+    """Check the box and the request, then load the box and encode what conditions the video.
+
+    Whatever can be refused is refused before a weight is loaded. Raises ArtifactError,
+    SessionError, CheckpointError (the tokenizer).
+    """
+    box = open_checked(box_path, kinds=("box",), targets=tuple(TARGET_DEVICES))
+    facts = RunFacts.from_dict(box.manifest["state"])
+    script = None if request.embeds else _script(facts, box_path, request)
+    given = script_of_embeds(facts, _embeds(request), request.cuts) if request.embeds else []
+    height, width = facts.pixel_hw
+    pixels = read_image(request.image, height=height, width=width) if request.image else None
+    noise = read_tensor(request.noise, "noise") if request.noise else None
+    latent = find_tensor(request.noise, "initial_latent") if request.noise else None
+    model = executable(box, TARGET_DEVICES[box.manifest["target"]])
+    if pixels is not None:
+        latent = encode_image(model, pixels)
+    session = Session(
+        model,
+        embed(model, script) if script else given,
+        seed=request.seed,
+        steps=request.steps,
+        noise=noise,
+        image_latent=latent.to(facts.torch_dtype) if latent is not None else None,
+        latents_only=request.latents_only,
+    )
+    return Opened(session, script.truncated if script else ())
+
+
+def _script(facts: RunFacts, box_path: str | Path, request: Request) -> Script:
+    sizes = facts.fps, facts.frames_per_chunk, facts.temporal_stride
+    return write_script(facts, box_path, request.prompts, chunks_for(request.seconds, *sizes))
+
+
+def _embeds(request: Request) -> Tensor:
+    assert request.embeds is not None
+    return read_tensor(request.embeds, "prompt_embeds")
