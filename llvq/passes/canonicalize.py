@@ -99,6 +99,7 @@ SPELLINGS: dict[Any, Callable[[Node, Builder], Replacement]] = {
     aten.transpose.int: as_permute,
     aten.t.default: as_permute,
     aten.mT.default: as_permute,
+    aten.numpy_T.default: as_permute,
     aten.swapaxes.default: as_permute,
     aten.swapdims.default: as_permute,
     aten.movedim.int: as_permute,
