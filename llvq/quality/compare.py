@@ -1,0 +1,191 @@
+"""Compare a quantized program with its checkpoint: structure, bytes, layers, and a video.
+
+In memory at once: the BF16 model while it runs, then the quantized one. Layers are compared one
+by one.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llvq
+from llvq.compiler import compile_model, instantiate
+from llvq.errors import TargetError
+from llvq.quality.comparison import Comparison, Video
+from llvq.quality.layers import LayerError, add_probes, quantized_layers, weight_errors
+from llvq.quality.pair import Pair, open_pair
+from llvq.quality.rollout import (
+    DEFAULT_PROMPTS,
+    Take,
+    chunk_errors,
+    make_script,
+    run,
+    run_forced,
+)
+from llvq.quality.sizes import sizes
+from llvq.quality.structure import structure
+from llvq.recipe import BF16
+from llvq.runtime.load import executable
+from llvq.runtime.prompts import PromptTokenizer
+from llvq.runtime.session import Chunk
+
+# Told (what is being done, how much of it is done, how much there is).
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The video to compare on: one prompt per shot. `steps` None is the model's own number.
+
+    Without prompts, the shots of DEFAULT_PROMPTS.
+    """
+
+    prompts: tuple[str, ...] = ()
+    chunks: int = 3
+    seed: int = 0
+    steps: int | None = None
+    device: str = "cpu"
+    noise_floor: bool = False
+
+    @property
+    def shots(self) -> tuple[str, ...]:
+        return self.prompts or DEFAULT_PROMPTS[: self.chunks]
+
+
+def compare(
+    checkpoint: str | Path,
+    program: str | Path,
+    request: Request | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare a program or a box with `checkpoint`; `options` are those of `open_model`.
+
+    Raises LlvqError.
+    """
+    request, tell = request or Request(), progress or _silent
+    _check_device(request.device)
+    tell("compile BF16", 0, 1)
+    pair = open_pair(checkpoint, program, **options)
+    tell("compile BF16", 1, 1)
+    before_and_after, nbytes = structure(pair), sizes(pair)
+    layers = _compare_weights(pair, tell)
+    video = _compare_videos(pair, request, layers, tell)
+    measured, notes = _measured(pair, request), _notes(pair, request)
+    return Comparison(measured, notes, before_and_after, nbytes, layers, video)
+
+
+def _check_device(device: str) -> None:
+    usable = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if device not in usable:
+        raise TargetError(
+            f"cannot run videos on {device!r}",
+            because=f"this machine has {', '.join(usable)}",
+            fix=f"use --device {usable[-1]}",
+        )
+
+
+def _compare_weights(pair: Pair, tell: Progress) -> list[LayerError]:
+    total, errors = len(quantized_layers(pair)), []
+    for error in weight_errors(pair):
+        errors.append(error)
+        tell("compare weights", len(errors), total)
+    return errors
+
+
+def _compare_videos(
+    pair: Pair, request: Request, layers: list[LayerError], tell: Progress
+) -> Video:
+    take, baseline = _run_baseline(pair, request, layers, tell)
+    quantized = executable(pair.box, request.device)
+    free = run(quantized, take, done=_counter(tell, "run NVFP4", request))
+    forced = run_forced(
+        quantized, take, baseline, done=_counter(tell, "run NVFP4 on BF16 history", request)
+    )
+    floor = _run_floor(pair, request, take, tell) if request.noise_floor else None
+    return Video(
+        free=chunk_errors(baseline, free),
+        forced=chunk_errors(baseline, forced),
+        floor=None if floor is None else chunk_errors(baseline, floor),
+        baseline=baseline,
+        quantized=free,
+    )
+
+
+def _run_baseline(
+    pair: Pair, request: Request, layers: list[LayerError], tell: Progress
+) -> tuple[Take, list[Chunk]]:
+    """Run BF16 with a probe behind every layer; gives the script too, for the other runs."""
+    model = instantiate(pair.baseline, pair.model.source, request.device)
+    tokenizer = PromptTokenizer(pair.box.path / "tokenizer", pair.facts.text_len)
+    script = make_script(model, tokenizer, request.shots, request.chunks)
+    take = Take(script, request.seed, request.steps or pair.facts.steps, not pair.has_vae)
+    add_probes(model, layers, pair)
+    return take, run(model, take, done=_counter(tell, "run BF16 and every layer", request))
+
+
+def _run_floor(pair: Pair, request: Request, take: Take, tell: Progress) -> list[Chunk]:
+    """The same video in fp32: what rounding to BF16 alone costs."""
+    wide = compile_model(pair.model.config, replace(BF16, dtype="float32"))
+    model = instantiate(wide, pair.model.source, request.device)
+    return run(model, take, done=_counter(tell, "run fp32", request))
+
+
+def _measured(pair: Pair, request: Request) -> dict[str, Any]:
+    """On what: files, machine, versions, and the video."""
+    manifest, gpu = pair.box.manifest, request.device == "cuda"
+    height, width = pair.facts.pixel_hw
+    return {
+        "checkpoint": str(pair.model.bundle.dit),
+        "program": str(pair.box.path),
+        "program_id": pair.box.id,
+        "recipe": pair.recipe.name,
+        "dtype": pair.recipe.dtype,
+        "target": manifest["target"],
+        "numerics": manifest["numerics"] or "w4a4-emulated (reference)",
+        "device": torch.cuda.get_device_name() if gpu else f"cpu ({platform.machine()})",
+        "versions": {"llvq": llvq.__version__, "torch": torch.__version__},
+        "video": {
+            "size": f"{height}x{width}",
+            "chunks": request.chunks,
+            "latent_frames_per_chunk": pair.facts.frames_per_chunk,
+            "steps": request.steps or pair.facts.steps,
+            "seed": request.seed,
+            "prompts": list(request.shots),
+        },
+    }
+
+
+def _notes(pair: Pair, request: Request) -> list[str]:
+    notes = [
+        "The same weights, noise, prompts and schedule on both sides; only the recipe differs."
+    ]
+    if pair.random_weights:
+        notes.append("The weights are random: no number here says how a trained model fares.")
+    if not pair.has_vae:
+        notes.append("The program has no VAE: latents are compared, frames are not.")
+    if not request.noise_floor:
+        notes.append("No noise floor was measured (--noise-floor runs the video in fp32 too).")
+    return notes
+
+
+def _counter(tell: Progress, what: str, request: Request) -> Callable[[], None]:
+    counts = iter(range(1, request.chunks + 1))
+    tell(what, 0, request.chunks)
+    return partial(_count, tell, what, counts, request.chunks)
+
+
+def _count(tell: Progress, what: str, counts: Any, total: int) -> None:
+    tell(what, next(counts), total)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    return None

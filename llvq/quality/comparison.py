@@ -1,0 +1,121 @@
+"""What a comparison found: data, its summaries, and its JSON form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from llvq.quality.layers import LayerError
+from llvq.quality.metrics import NOTHING, Energies, slope
+from llvq.quality.rollout import ChunkError
+from llvq.quality.sizes import Sizes
+from llvq.quality.structure import Structure
+from llvq.runtime.session import Chunk
+
+
+@dataclass(frozen=True)
+class Video:
+    """One script run by both sides. `floor` is fp32 against BF16, None if it was not asked for.
+
+    `baseline` and `quantized` are the free-running chunks themselves.
+    """
+
+    free: list[ChunkError]
+    forced: list[ChunkError]
+    floor: list[ChunkError] | None
+    baseline: list[Chunk]
+    quantized: list[Chunk]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The layers of one kind, over all blocks; energies added up."""
+
+    name: str
+    layers: int
+    weight: Energies
+    output: Energies
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that was found. `measured` says on what, `notes` what it does not mean."""
+
+    measured: dict[str, Any]
+    notes: list[str]
+    structure: Structure
+    sizes: Sizes
+    layers: list[LayerError]
+    video: Video
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON. Numbers that are not finite are "inf", "-inf" or "nan"."""
+        total, video = self.sizes.total, self.video
+        runs = {"free_running": video.free, "teacher_forced": video.forced}
+        runs |= {"noise_floor": video.floor} if video.floor is not None else {}
+        document = {
+            "measured": self.measured,
+            "notes": self.notes,
+            "structure": {**asdict(self.structure), "changed": self.structure.changed},
+            "bytes": {**asdict(self.sizes), "total": asdict(total) | {"ratio": total.ratio}},
+            "layers": [_layer_row(error) for error in worst_first(self.layers)],
+            "kinds": [_kind_row(kind) for kind in by_kind(self.layers)],
+            "chunks": {name: [chunk_row(error) for error in run] for name, run in runs.items()},
+            "summary": {name: summary(run) for name, run in runs.items()},
+        }
+        return _spell(document)
+
+
+def worst_first(layers: Sequence[LayerError]) -> list[LayerError]:
+    """By SQNR of the output, and of the weight for a layer that never ran."""
+    return sorted(layers, key=lambda e: (e.output if e.calls else e.weight).sqnr_db)
+
+
+def by_kind(layers: Sequence[LayerError]) -> list[Kind]:
+    """One row for q of all blocks, one for k, ..., in order of the model."""
+    kinds: dict[str, Kind] = {}
+    for error in layers:
+        name = error.layer.kind
+        seen = kinds.get(name, Kind(name, 0, NOTHING, NOTHING))
+        sums = (seen.weight + error.weight, seen.output + error.output)
+        kinds[name] = Kind(name, seen.layers + 1, *sums)
+    return list(kinds.values())
+
+
+def summary(errors: Sequence[ChunkError]) -> dict[str, float]:
+    """Worst, median and last chunk, and the drift, of the SQNR of latents in dB."""
+    values = [error.latents.sqnr_db for error in errors]
+    return {
+        "worst_db": min(values),
+        "median_db": median(values),
+        "last_db": values[-1],
+        "drift_db_per_chunk": slope(values),
+    }
+
+
+def chunk_row(error: ChunkError) -> dict[str, Any]:
+    frames = {} if error.psnr_db is None else {"psnr_db": error.psnr_db}
+    return {"chunk": error.index, **error.latents.to_dict(), **frames}
+
+
+def _layer_row(error: LayerError) -> dict[str, Any]:
+    layer = error.layer
+    named = {"name": layer.name, "kind": layer.kind, "target": layer.target, "calls": error.calls}
+    output = error.output.to_dict() if error.calls else None
+    return {**named, "weight": error.weight.to_dict(), "output": output}
+
+
+def _kind_row(kind: Kind) -> dict[str, Any]:
+    sums = {"weight": kind.weight.to_dict(), "output": kind.output.to_dict()}
+    return {"name": kind.name, "layers": kind.layers, **sums}
+
+
+def _spell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _spell(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spell(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,197 @@
+"""The tables of a comparison, as text cells: one source for the terminal and for the report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvq.quality.comparison import Comparison, by_kind, summary, worst_first
+from llvq.quality.metrics import NOTHING, Energies
+from llvq.quality.rollout import ChunkError
+
+WORST = 10
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, column heads, rows of text, and a sentence on how to read it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    caption: str = ""
+
+
+def all_tables(comparison: Comparison) -> list[Table]:
+    """Every table, in reading order."""
+    return [
+        _passes(comparison),
+        _ops(comparison),
+        _layers_touched(comparison),
+        _weights(comparison),
+        _kv(comparison),
+        _kinds(comparison),
+        _worst(comparison),
+        _chunks(comparison),
+        _summary(comparison),
+    ]
+
+
+def _passes(comparison: Comparison) -> Table:
+    rows = [
+        (
+            row.name,
+            row.level,
+            row.numerics,
+            _change(row.nodes),
+            *map(str, (row.sites, row.hits, row.excluded, row.misses)),
+        )
+        for row in comparison.structure.passes
+    ]
+    columns = ("pass", "level", "numerics", "nodes", "sites", "hits", "excluded", "misses")
+    return Table("Passes of the quantized compile", columns, rows)
+
+
+def _ops(comparison: Comparison) -> Table:
+    found = comparison.structure
+    stages = [stage for stage, ops in found.ops.items() if ops]
+    rows: list[tuple[str, ...]] = []
+    rows.append(("all nodes", *(_change(found.nodes[stage]) for stage in stages)))
+    for op in sorted(found.changed):
+        rows.append((op, *(_change(found.ops[stage].get(op)) for stage in stages)))
+    same = [stage for stage in found.ops if stage not in stages]
+    caption = f"Ops BF16 -> quantized by stage. Unchanged: {', '.join(same)}." if same else ""
+    return Table("Graphs", ("op", *stages), rows, caption)
+
+
+def _layers_touched(comparison: Comparison) -> Table:
+    found = comparison.structure
+    rows = [("one GEMM", kind, f"{count} x") for kind, count in found.fused.items()]
+    for layer, glob in found.excluded.items():
+        rows.append(("kept", layer, glob or "a miss that the recipe tolerates"))
+    return Table("Fused and excluded layers", ("what", "layer", "how many, or by which glob"), rows)
+
+
+def _weights(comparison: Comparison) -> Table:
+    parts = [*comparison.sizes.parts, comparison.sizes.total]
+    rows = [
+        (
+            part.part,
+            *map(bytes_text, (part.baseline, part.codes, part.scales, part.global_scales)),
+            *map(bytes_text, (part.kept, part.quantized)),
+            f"{part.ratio:.2f}x",
+        )
+        for part in parts
+    ]
+    unused = comparison.sizes.unused
+    caption = f"The files hold {bytes_text(unused)} more that no graph reads." if unused else ""
+    columns = ("part", "BF16", "codes", "scales", "global", "kept", "quantized", "smaller")
+    return Table("Bytes of the weights", columns, rows, caption)
+
+
+def _kv(comparison: Comparison) -> Table:
+    found = comparison.sizes
+    before, after = found.kv
+    ratio = f"{before / after:.2f}x" if after else "-"
+    row = (str(found.kv_chunks), bytes_text(before), bytes_text(after), found.kv_format, ratio)
+    columns = ("chunks", "BF16", "quantized", "format", "smaller")
+    return Table("Bytes of the KV cache, the full window", columns, [row])
+
+
+def _kinds(comparison: Comparison) -> Table:
+    rows = [
+        (kind.name, str(kind.layers), *_cells(kind.weight), *_cells(kind.output))
+        for kind in by_kind(comparison.layers)
+    ]
+    return Table(
+        "Layers by kind", ("kind", "layers", *_error_columns()), rows,
+        "Weight against the checkpoint's; output on the same input, that of the BF16 run.",
+    )  # fmt: skip
+
+
+def _worst(comparison: Comparison) -> Table:
+    rows = [
+        (error.layer.name, str(error.calls), *_cells(error.weight), *_cells(error.output))
+        for error in worst_first(comparison.layers)[:WORST]
+    ]
+    columns = ("layer", "calls", *_error_columns())
+    return Table(f"The worst {len(rows)} of {len(comparison.layers)} layers", columns, rows)
+
+
+def _chunks(comparison: Comparison) -> Table:
+    video = comparison.video
+    floor = video.floor or itertools.repeat(None)
+    rows = [
+        (
+            str(free.index),
+            *_cells(free.latents),
+            "-" if free.psnr_db is None else decibel(free.psnr_db),
+            *_cells(forced.latents),
+            "-" if least is None else decibel(least.latents.sqnr_db),
+        )
+        for free, forced, least in zip(video.free, video.forced, floor, strict=False)
+    ]
+    free = ("free dB", "cosine", "rel. L2", "frames PSNR dB")
+    columns = ("chunk", *free, "forced dB", "cosine", "rel. L2", "fp32 dB")
+    caption = (
+        "Latents of every chunk against the BF16 run. free: from its own history; forced: from "
+        "the BF16 history; fp32: what rounding to BF16 alone costs."
+    )
+    return Table("Chunks", columns, rows, caption)
+
+
+def _summary(comparison: Comparison) -> Table:
+    video = comparison.video
+    runs: list[tuple[str, Sequence[ChunkError] | None]] = [
+        ("free-running", video.free), ("teacher-forced", video.forced), ("fp32", video.floor),
+    ]  # fmt: skip
+    rows = [(name, *map(decibel, summary(run).values())) for name, run in runs if run]
+    columns = ("run", "worst chunk dB", "median dB", "last chunk dB", "drift dB per chunk")
+    return Table("SQNR of latents over the video", columns, rows)
+
+
+def _error_columns() -> tuple[str, ...]:
+    names = ("dB", "cosine", "rel. L2")
+    return tuple(f"{side} {name}" for side in ("weight", "output") for name in names)
+
+
+def _cells(found: Energies) -> tuple[str, str, str]:
+    if found == NOTHING:
+        return ("-", "-", "-")
+    return (decibel(found.sqnr_db), f"{found.cosine:.5f}", f"{found.relative_l2:.4f}")
+
+
+def _change(counts: tuple[int, int] | None) -> str:
+    if counts is None:
+        return ""
+    before, after = counts
+    return str(before) if before == after else f"{before} -> {after}"
+
+
+def decibel(value: float) -> str:
+    """`23.96`; `inf` where nothing differs."""
+    return f"{value:.2f}" if math.isfinite(value) else str(value)
+
+
+def bytes_text(count: int) -> str:
+    """`5.11 GB`, in powers of 1000; `-` for nothing."""
+    if not count:
+        return "-"
+    power = min(4, int(math.log10(abs(count)) // 3))
+    unit = ("B", "kB", "MB", "GB", "TB")[power]
+    return f"{count / 1000**power:.3g} {unit}" if power else f"{count} B"
+
+
+def flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested data as (name, text) rows: `versions torch`, `2.13.0`."""
+    rows: list[tuple[str, str]] = []
+    for key, value in document.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key} ")
+        else:
+            text = " / ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((prefix + key.replace("_", " "), "-" if value is None else text))
+    return rows
