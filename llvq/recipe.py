@@ -109,14 +109,28 @@ def _convert(default: Any, value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise RecipeError(f"recipe key {name!r} is a table", fix=f"write [{name}]")
         return _build(default, value, name + ".")
-    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
-        value = tuple(value)
-    expected = Mapping if isinstance(default, Mapping) else type(default)
-    if not isinstance(value, expected):
+    if isinstance(default, Mapping):
+        fits, form = _is_tolerance(value), f'[{name}."pass"] and below it "module glob" = "why"'
+    elif isinstance(default, tuple):
+        fits, form = _is_strings(value), f'{name} = ["...", "..."]'
+    else:
+        fits, form = isinstance(value, str), f'{name} = "..."'
+    if not fits:
         raise RecipeError(
-            f"recipe key {name!r} is {value!r}", because=f"it must be a {expected.__name__}"
+            f"recipe key {name!r} is {value!r}", because="its type is wrong", fix=f"write {form}"
         )
-    return value
+    return tuple(value) if isinstance(default, tuple) else value
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
+
+def _is_tolerance(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(globs, Mapping) and _is_strings([*globs, *globs.values()])
+        for globs in value.values()
+    )
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
