@@ -18,7 +18,9 @@ def test_a_checkpoint_becomes_a_video(tmp_path: Path, capsys: pytest.CaptureFixt
     tiny = tiny_config()
     dit = replace(tiny.dit, dim=128, ffn_dim=128, num_heads=2, num_layers=1, text_len=48)
     assert tiny.vae is not None
-    config = replace(tiny, dit=dit, vae=replace(tiny.vae, dim=4, dec_dim=8), latent_hw=(2, 4))
+    config = replace(
+        tiny, dit=dit, vae=replace(tiny.vae, dim=4, dec_dim=8, num_res_blocks=1), latent_hw=(2, 4)
+    )
     checkpoint = random_checkpoint(tmp_path, config)
     box = compile_checkpoint(checkpoint, tmp_path, SIZE)
     assert "insert-quantize      quantized  rounds  16 sites, 10 hits, 6 excluded" in (
