@@ -43,7 +43,9 @@ def is_gate(node: Node) -> bool:
 
 def _is_vector(value: Any, of: tuple[int, ...]) -> bool:
     """Whether a value has a vector for each group of tokens, or for each token, of a shape."""
-    return isinstance(value, Node) and shape(value) in (of, (*of[:-2], 1, of[-1]))
+    if not isinstance(value, Node) or len(shape(value)) < 3:
+        return False
+    return shape(value)[-2:] in (of[-2:], (1, of[-1]))
 
 
 def _behind(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, dtype, is_call, shape
 from llvq.passes.rules import Context, Rule, apply_rules
-from llvq.pattern import Literal, Match, Var, call, either, maybe
+from llvq.pattern import Literal, Match, Var, call, maybe
 from llvq.program import Program
 
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ NORM = call(
 )
 ROUNDED = maybe(aten.to.dtype, NORM, dtype=Literal("norm_dtype"))
 GROUPED = maybe(aten.reshape.default, ROUNDED, shape=Literal("grouped"))
-ONE_PLUS_SCALE = call(aten.add.Tensor, Var("scale"), either(1, 1.0), shared=True)
+ONE_PLUS_SCALE = call(aten.add.Tensor, Var("scale"), 1, shared=True)
 SCALED = call(aten.mul.Tensor, GROUPED, ONE_PLUS_SCALE)
 SHIFTED = call(aten.add.Tensor, SCALED, Var("shift"))
 TOKENS = maybe(aten.reshape.default, SHIFTED, shape=Literal("tokens"))

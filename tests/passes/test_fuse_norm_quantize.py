@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llvq.errors import MissError
+from llvq.passes.canonicalize import canonicalize
+from llvq.passes.fuse_norm_quantize import fuse_norm_quantize
+from llvq.passes.insert_quantize import insert_quantize
+from llvq.passes.raise_norm_modulate import raise_norm_modulate
+from llvq.recipe import LinearRecipe, Recipe
+
+E = 32
+BEFORE = (canonicalize, raise_norm_modulate, insert_quantize)
+
+
+class Modulated(nn.Module):
+    """Two linears behind one modulated norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(E, E), nn.Linear(E, E)
+
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.layer_norm(x, (E,), eps=1e-6) * (1 + scale) + shift
+        return self.q(y), self.k(y)
+
+
+def sample(tokens: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = ((1, tokens, E), (1, 1, E), (1, 1, E))
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def test_rewrites(export, apply, golden):
+    program = export(Modulated(), *sample(3))
+    (book,) = apply(program, *BEFORE, fuse_norm_quantize)
+    assert (book.sites, book.hits) == (1, 1)
+    golden("fuse_norm_quantize", program)
+
+
+def test_a_norm_that_an_excluded_linear_reads_too_is_a_miss(export, apply):
+    program = export(Modulated(), *sample(3))
+    recipe = Recipe(linear=LinearRecipe(exclude=("k",)))
+    with pytest.raises(MissError) as caught:
+        apply(program, *BEFORE, fuse_norm_quantize, recipe=recipe)
+    assert "norm_modulate_default has 2 users" in str(caught.value)
+    assert "another is linear" in str(caught.value)
+
+
+def test_a_norm_that_no_quantize_reads_is_no_site(export, apply):
+    program = export(Modulated(), *sample(3))
+    recipe = Recipe(linear=LinearRecipe(exclude=("*",)))
+    (book,) = apply(program, *BEFORE, fuse_norm_quantize, recipe=recipe)
+    assert book.sites == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [3, 20])
+def test_keeps_the_numbers(tokens, dtype, export, apply, evaluate):
+    module, inputs = Modulated().to(dtype), sample(tokens, dtype)
+    program = export(module, *inputs)
+    apply(program, *BEFORE)
+    before = evaluate(program, module, *inputs)
+    apply(program, fuse_norm_quantize)
+    for found, wanted in zip(evaluate(program, module, *inputs), before, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_is_idempotent(export, apply):
+    program = export(Modulated(), *sample(3))
+    apply(program, *BEFORE, fuse_norm_quantize)
+    (book,) = apply(program, fuse_norm_quantize)
+    assert (book.sites, book.hits) == (0, 0)
