@@ -1,0 +1,210 @@
+"""What a compiled model takes of a machine: bytes held, bytes while it runs, and how often it runs.
+
+Everything is read off the stage graphs, so nothing is loaded or allocated. The total covers tensors
+between calls of kernels; what a kernel allocates for itself, the context of a GPU and fragmentation
+come on top.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from llvq import graphs
+from llvq.artifact import Box
+from llvq.backends.base import TARGETS
+from llvq.compiler import Compiled, Stage
+from llvq.errors import TargetError
+from llvq.graphs.liveness import peak
+from llvq.graphs.ops import op_name
+from llvq.plan_memory import (
+    KvUse,
+    kv_use,
+    output_bytes,
+    state_bytes,
+    weight_bytes,
+    weight_specs,
+)
+from llvq.recipe import Recipe, recipe_from_dict
+from llvq.runtime.contract import InputSpec
+from llvq.runtime.executable import RunFacts
+
+# How each target computes; the first is its default.
+NUMERICS_OF_TARGET = {
+    "cpu": ("w4a4-emulated",),
+    "sm_90a": ("w4a8", "w4a4-emulated", "w4a16"),
+    "sm_100a": ("w4a4",),
+    "sm_103a": ("w4a4",),
+    "sm_120a": ("w4a4",),
+}
+# How often each stage runs; the order is that of a video.
+RUNS = {
+    "encode_text": "once per prompt",
+    "encode_image": "once per image",
+    "condition": "once per prompt",
+    "modulate": "once per timestep, {calls} in all",
+    "denoise": "{steps} times per chunk",
+    "refresh": "once per chunk",
+    "decode_first": "once, first chunk",
+    "decode": "once per later chunk",
+}
+# What the thread that denoises runs for a chunk, and what runs beside it, on its own thread.
+DENOISING = ("condition", "modulate", "denoise", "refresh")
+DECODING = ("decode_first", "decode")
+
+
+@dataclass(frozen=True)
+class StageUse:
+    """`workspace` is the peak of live values in bytes, reached at node `at`."""
+
+    name: str
+    runs: str
+    nodes: int
+    ops: Mapping[str, int]
+    workspace: int
+    at: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All sizes are bytes. `weights` and `state` are held for a whole video.
+
+    `generated` is False for a target that has no code generation yet. `excluded` maps a glob of the
+    recipe to the linears of the denoiser that it keeps.
+    """
+
+    target: str
+    numerics: str
+    generated: bool
+    weights: Mapping[str, int]
+    state: Mapping[str, int]
+    kv: KvUse | None
+    stages: tuple[StageUse, ...]
+    excluded: Mapping[str, tuple[str, ...]]
+
+    @property
+    def workspace(self) -> int:
+        """Decoding overlaps with denoising, so their largest stages add; the others run alone."""
+        overlapped = self._largest(DENOISING) + self._largest(DECODING)
+        return max([overlapped, *(stage.workspace for stage in self.stages)])
+
+    @property
+    def total(self) -> int:
+        return sum(self.weights.values()) + sum(self.state.values()) + self.workspace
+
+    def to_dict(self) -> dict[str, Any]:
+        document = asdict(self) | {"workspace": self.workspace, "total": self.total}
+        if self.kv is not None:
+            document["kv"]["bytes_per_chunk"] = self.kv.bytes_per_chunk
+            document["kv"]["compression"] = self.kv.compression
+        return document
+
+    def _largest(self, names: Iterable[str]) -> int:
+        return max((stage.workspace for stage in self.stages if stage.name in names), default=0)
+
+
+def plan_compiled(compiled: Compiled, *, target: str, numerics: str | None = None) -> Plan:
+    """Plan a compiled model for a target, in its default numerics or those named.
+
+    Raises TargetError.
+    """
+    return _plan(compiled.stages, compiled.facts, compiled.recipe, target, numerics)
+
+
+def plan_box(box: Box, *, target: str, numerics: str | None = None) -> Plan:
+    """Plan an open program or box. Raises TargetError, ArtifactError."""
+    manifest = box.manifest
+    stages = {
+        name: Stage(
+            graphs.load(box.graph(name), device="meta"),
+            tuple(InputSpec.from_dict(spec) for spec in manifest["contract"][name]),
+            tuple(entry["outputs"]),
+        )
+        for name, entry in manifest["stages"].items()
+    }
+    facts, recipe = RunFacts.from_dict(manifest["state"]), recipe_from_dict(manifest["recipe"])
+    return _plan(stages, facts, recipe, target, numerics)
+
+
+def _plan(
+    stages: Mapping[str, Stage],
+    facts: RunFacts,
+    recipe: Recipe,
+    target: str,
+    numerics: str | None,
+) -> Plan:
+    chosen = check_numerics(target, numerics)
+    return Plan(
+        target=target,
+        numerics=chosen,
+        generated=target in TARGETS and TARGETS[target].numerics == chosen,
+        weights=weight_bytes(weight_specs(stages), chosen),
+        state=_state(stages, facts),
+        kv=kv_use(facts),
+        stages=tuple(_use(name, stages[name], facts.steps) for name in _in_order(stages)),
+        excluded=_excluded(stages, recipe),
+    )
+
+
+def check_numerics(target: str, numerics: str | None) -> str:
+    """The numerics to plan for. Raises TargetError if the target is unknown or has them not."""
+    if target not in NUMERICS_OF_TARGET:
+        known = ", ".join(NUMERICS_OF_TARGET)
+        raise TargetError(f"no target {target!r}", fix=f"use one of {known}")
+    offered = NUMERICS_OF_TARGET[target]
+    if numerics is not None and numerics not in offered:
+        raise TargetError(
+            f"{target} does not compute in {numerics!r}", fix=f"use one of {', '.join(offered)}"
+        )
+    return numerics or offered[0]
+
+
+def _state(stages: Mapping[str, Stage], facts: RunFacts) -> dict[str, int]:
+    """What a session holds besides weights."""
+    calls = facts.steps + 1
+    rows = {
+        "KV pages": facts.pages.nbytes,
+        "VAE state": state_bytes(stages, facts),
+        "outputs of condition": output_bytes(stages, "condition"),
+        f"outputs of modulate, {calls} timesteps": output_bytes(stages, "modulate") * calls,
+    }
+    return {name: nbytes for name, nbytes in rows.items() if nbytes}
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """By RUNS, then by name: a manifest does not keep the order of its stages."""
+    order = {name: place for place, name in enumerate(RUNS)}
+    return sorted(names, key=lambda name: (order.get(name, len(order)), name))
+
+
+def _use(name: str, stage: Stage, steps: int) -> StageUse:
+    nodes, top = stage.graph.graph.nodes, peak(stage.graph)
+    ops = Counter(op_name(node.target) for node in nodes if node.op == "call_function")
+    runs = RUNS.get(name, "once per chunk").format(steps=steps, calls=steps + 1)
+    most_common = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
+    return StageUse(name, runs, len(nodes), most_common, top.nbytes, top.node)
+
+
+def _excluded(stages: Mapping[str, Stage], recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """The linears that each glob keeps; a glob that keeps none shows as such."""
+    kept: dict[str, list[str]] = {glob: [] for glob in recipe.linear.exclude}
+    for layer in _denoiser_linears(stages):
+        glob = recipe.excluded_by(layer)
+        if glob is not None:
+            kept[glob].append(layer)
+    return {glob: tuple(layers) for glob, layers in kept.items()}
+
+
+def _denoiser_linears(stages: Mapping[str, Stage]) -> Iterable[str]:
+    weights = (
+        str(node.args[1].target)
+        for stage in stages.values()
+        for node in stage.graph.graph.nodes
+        if node.target is torch.ops.aten.linear.default
+    )
+    found = dict.fromkeys(name.removesuffix(".weight") for name in weights)
+    return [layer for layer in found if layer.startswith("dit.")]

@@ -1,0 +1,81 @@
+"""`llvq plan` from a shell: tables, JSON, the verdict on memory, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from llvq import compiler
+from llvq.box import write_program
+from llvq.cli.plan import plan
+from llvq.compiler import Compiled
+from llvq.errors import LlvqError, RecipeError, TargetError
+from llvq.models.config import ModelConfig
+from llvq.sources import DictSource
+
+APP = typer.Typer()
+APP.command()(plan)
+
+
+@pytest.fixture
+def _compiled_already(compiled_whole: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "compile_model", lambda config, recipe: compiled_whole)
+
+
+@pytest.fixture(scope="module")
+def program(
+    compiled_whole: Compiled,
+    whole_config: ModelConfig,
+    make_whole_weights: Callable[[ModelConfig], DictSource],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "model.nvfp4"
+    write_program(compiled_whole, make_whole_weights(whole_config), path)
+    return path
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def refused(kind: type[LlvqError], *arguments: str) -> LlvqError:
+    with pytest.raises(kind) as caught:
+        CliRunner().invoke(APP, arguments, catch_exceptions=False)
+    return caught.value
+
+
+@pytest.mark.usefixtures("_compiled_already")
+def test_tables_of_a_known_model() -> None:
+    text = run("--model", "tiny", "--target", "sm_90a", "--memory", "80")
+    assert "sm_90a, numerics w4a8 (planned only: no code generation for it yet)" in text
+    for words in ("fp8 values", "KV pages", "total at the peak", "4 times per chunk", "*head.head"):
+        assert words in text
+    assert "80 GiB fits, with 7" in text
+
+
+@pytest.mark.usefixtures("_compiled_already")
+def test_json_has_exact_bytes_and_says_what_is_missing() -> None:
+    document = json.loads(run("--model", "tiny", "--target", "cpu", "--memory", "0", "--json"))
+    held = sum(document["weights"].values()) + sum(document["state"].values())
+    assert document["total"] == held + document["workspace"]
+    assert document["memory"] == {"bytes": 0, "fits": False, "spare": -document["total"]}
+
+
+def test_a_program_is_planned_from_its_files(program: Path) -> None:
+    document = json.loads(run(str(program), "--target", "cpu", "--json"))
+    assert document["generated"] and document["memory"] is None
+    assert document["kv"]["bytes_per_chunk"] * document["kv"]["slots"] == document["kv"]["nbytes"]
+
+
+def test_what_is_refused(program: Path) -> None:
+    refused(RecipeError, str(program), "--height", "64", "--width", "96")
+    refused(RecipeError, "--height", "64")
+    assert "longlive2-5b" in str(refused(RecipeError, "--model", "longlive2-5B!"))
+    refused(TargetError, "--target", "sm_80")
