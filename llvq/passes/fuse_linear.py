@@ -67,10 +67,14 @@ def _groups(sites: list[Node]) -> list[list[Match]]:
         pattern = WITHOUT_BIAS if len(node.args) < 3 or node.args[2] is None else WITH_BIAS
         found = match(pattern, node)
         assert isinstance(found, Match), found
-        parent = str(found["w_codes"].target).rsplit(".", 2)[0]
+        parent = _layer(found).rpartition(".")[0]
         key = (found["x_codes"], found["x_dtype"], _kind_of_bias(found), parent)
         groups.setdefault(key, []).append(found)
     return list(groups.values())
+
+
+def _layer(found: Match) -> str:
+    return str(found["w_codes"].target).removesuffix(".codes")
 
 
 def _kind_of_bias(found: Match) -> Any:
@@ -100,7 +104,7 @@ def _stack(
     program: Program, builder: Builder, group: list[Match], rows: list[int]
 ) -> tuple[tuple[Node, ...], Node | None]:
     """The stacked weight and bias of a group, and their records in the plan."""
-    names = [str(found["w_codes"].target).removesuffix(".codes") for found in group]
+    names = [_layer(found) for found in group]
     if len(group) == 1:
         found = group[0]
         weight = (found["w_codes"], found["w_scales"], found["w_global"])
@@ -129,5 +133,5 @@ def _stack_bias(
 
 def stacked_name(names: list[str]) -> str:
     """Siblings `a.q`, `a.k`, `a.v` together: `a.q_k_v`."""
-    parent = names[0].rpartition(".")[0]
-    return f"{parent}." + "_".join(name.rpartition(".")[2] for name in names)
+    parent, dot, _ = names[0].rpartition(".")
+    return parent + dot + "_".join(name.rpartition(".")[2] for name in names)
