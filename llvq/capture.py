@@ -7,7 +7,9 @@ would dissolve). What was asked for is compared with what was obtained, and the 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -125,9 +127,18 @@ def _export(module: nn.Module, examples: dict[str, Any]) -> torch.export.Exporte
     except (RuntimeError, ValueError, TypeError) as error:
         raise CaptureError(
             f"torch.export could not capture {type(module).__name__}",
+            where=_model_line(error),
             because=str(error).strip().splitlines()[0],
             fix="make the module free of host syncs, data-dependent Python and in-place state",
         ) from error
+
+
+def _model_line(error: BaseException) -> str | None:
+    """The line of the model's own code at which torch gave up: the innermost outside torch."""
+    frames = traceback.extract_tb(error.__traceback__)
+    torch_folder = str(Path(torch.__file__).parent)
+    own = [f for f in frames if not f.filename.startswith((torch_folder, __file__))]
+    return f"{own[-1].filename}:{own[-1].lineno}   {own[-1].line}".rstrip() if own else None
 
 
 def _plain(gm: GraphModule) -> GraphModule:
