@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.fx import GraphModule
 
 from llvq.graphs.ops import OPERATORS
@@ -110,9 +109,3 @@ def _excluded(pair: Pair) -> dict[str, str | None]:
             layer = str(node.args[1].target).removesuffix(".weight")
             kept[layer] = pair.recipe.excluded_by(layer)
     return kept
-
-
-def torch_versions() -> dict[str, str]:
-    """What the numbers of a report were computed with."""
-    cuda = torch.version.cuda
-    return {"torch": torch.__version__, **({"cuda": cuda} if cuda else {})}

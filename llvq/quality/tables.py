@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,24 +122,25 @@ def _worst(comparison: Comparison) -> Table:
 
 def _chunks(comparison: Comparison) -> Table:
     video = comparison.video
-    floor = video.floor or itertools.repeat(None)
-    rows = [
-        (
-            str(free.index),
-            *_cells(free.latents),
-            "-" if free.psnr_db is None else decibel(free.psnr_db),
-            *_cells(forced.latents),
-            "-" if least is None else decibel(least.latents.sqnr_db),
-        )
-        for free, forced, least in zip(video.free, video.forced, floor, strict=False)
-    ]
-    free = ("free dB", "cosine", "rel. L2", "frames PSNR dB")
-    columns = ("chunk", *free, "forced dB", "cosine", "rel. L2", "fp32 dB")
+    columns = ("chunk", "free dB", "cosine", "rel. L2", "PSNR dB", "forced dB", "cosine", "rel. L2")
     caption = (
-        "Latents of every chunk against the BF16 run. free: from its own history; forced: from "
-        "the BF16 history; fp32: what rounding to BF16 alone costs."
+        "Latents of every chunk against the BF16 run, and PSNR of the free run's frames. "
+        "free: from its own history; forced: from the BF16 history."
     )
-    return Table("Chunks", columns, rows, caption)
+    rows = [
+        (str(free.index), *_cells(free.latents), _psnr(free), *_cells(forced.latents))
+        for free, forced in zip(video.free, video.forced, strict=True)
+    ]
+    if video.floor is None:
+        return Table("Chunks", columns, rows, caption)
+    floors = (decibel(error.latents.sqnr_db) for error in video.floor)
+    wider = [(*row, floor) for row, floor in zip(rows, floors, strict=True)]
+    caption += " fp32: what rounding to BF16 alone costs."
+    return Table("Chunks", (*columns, "fp32 dB"), wider, caption)
+
+
+def _psnr(error: ChunkError) -> str:
+    return "-" if error.psnr_db is None else decibel(error.psnr_db)
 
 
 def _summary(comparison: Comparison) -> Table:

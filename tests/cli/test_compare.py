@@ -17,7 +17,7 @@ from llvq.cli.compare import compare
 from llvq.cli.main import Commands
 from llvq.compiler import compile_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig, TextConfig
-from llvq.recipe import NVFP4
+from llvq.recipe import BF16, NVFP4, Recipe
 
 CONFIG = ModelConfig(
     dit=DitConfig(dim=64, ffn_dim=128, num_heads=1, num_layers=1, text_dim=32, text_len=64),
@@ -38,10 +38,13 @@ class Files:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    folder = tmp_path_factory.mktemp("model")
+    return make(tmp_path_factory.mktemp("model"), NVFP4)
+
+
+def make(folder: Path, recipe: Recipe) -> Files:
     checkpoint = write_random_checkpoint(folder, CONFIG, seed=0)
     model = open_model(checkpoint, size=(64, 96))
-    compiled, program = compile_model(model.config, NVFP4), folder / "model.nvfp4"
+    compiled, program = compile_model(model.config, recipe), folder / "model.nvfp4"
     write_program(compiled, model.source, program, tokenizer=model.bundle.tokenizer)
     return Files(str(checkpoint), str(program))
 
@@ -93,3 +96,15 @@ def test_another_checkpoint_is_four_lines(files: Files, tmp_path: Path) -> None:
     assert code == 2 and not text
     assert "made from another checkpoint" in notes
     assert len(notes.strip().splitlines()) == 4
+
+
+def test_a_bf16_program_differs_nowhere_from_its_checkpoint(tmp_path: Path) -> None:
+    same = make(tmp_path, BF16)
+    args = ("--json", "--chunks", "2", "-o", str(tmp_path / "report"))
+    code, text, notes = invoke(same.checkpoint, same.program, *args)
+    assert code == 0, notes
+    document = json.loads(text)
+    assert document["layers"] == [] and document["structure"]["changed"] == {}
+    for run in document["chunks"].values():
+        assert [row["sqnr_db"] for row in run] == ["inf", "inf"]
+    assert document["bytes"]["total"]["ratio"] == 1.0
