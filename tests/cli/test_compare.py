@@ -10,7 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from llvq.box import write_program
+from llvq.backends.base import CPU
+from llvq.box import export_box, write_program
 from llvq.checkpoints.model import open_model
 from llvq.checkpoints.random import write_random_checkpoint
 from llvq.cli.compare import compare
@@ -18,6 +19,7 @@ from llvq.cli.main import Commands
 from llvq.compiler import compile_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig, TextConfig
 from llvq.recipe import BF16, NVFP4, Recipe
+from llvq.runtime.load import open_checked
 
 CONFIG = ModelConfig(
     dit=DitConfig(dim=64, ffn_dim=128, num_heads=1, num_layers=1, text_dim=32, text_len=64),
@@ -78,11 +80,14 @@ def test_prints_every_table_and_writes_the_report(files: Files, tmp_path: Path) 
     assert code == 5 and "--force" in notes
 
 
-def test_json_is_all_of_stdout(files: Files) -> None:
+def test_json_of_a_box_is_all_of_stdout(files: Files, tmp_path: Path) -> None:
     args = ("--json", "--chunks", "2", "--steps", "1", "--seed", "3", "--prompt", "a red kite")
-    code, text, notes = invoke(files.checkpoint, files.program, *args)
+    box = tmp_path / "model.llvq"
+    export_box(open_checked(files.program), CPU, box)
+    code, text, notes = invoke(files.checkpoint, str(box), *args)
     assert code == 0, notes
     document = json.loads(text)
+    assert document["measured"]["target"] == "cpu"
     assert document["measured"]["video"]["prompts"] == ["a red kite"]
     assert len(document["chunks"]["free_running"]) == 2
     assert "psnr_db" not in document["chunks"]["free_running"][0]
