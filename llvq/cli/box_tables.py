@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llvq import graphs
@@ -15,6 +15,7 @@ from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import RunFacts
 from llvq.sources import TensorSpec
 
+MANY = 3  # inputs of one family that are still listed one by one
 PACKED = ("codes", "scales", "global_scale")
 
 
@@ -66,10 +67,16 @@ def show(box: Mapping[str, Any]) -> None:
     columns = ("stage", "rate of inputs", "inputs", "outputs", "calls", "llvq calls")
     print_table("stages", columns, [tuple(s.values())[:6] for s in box["stages"]], left=2)
     for stage in box["stages"]:
-        print_table(f"\ninputs of {stage['name']}", ("name", "type", "rate"),
-                    [tuple(spec.values()) for spec in stage["specs"]], left=3)  # fmt: skip
+        print_table(
+            f"\ninputs of {stage['name']}",
+            ("name", "type", "rate"),
+            _grouped(stage["specs"]),
+            left=3,
+        )
     print()
-    print_table("ops", ("op", "calls"), box["ops"].items())
+    own = [row for row in box["ops"].items() if row[0].startswith("llvq.")]
+    others = [count for name, count in box["ops"].items() if not name.startswith("llvq.")]
+    print_table("ops", ("op", "calls"), [*own, (f"{len(others)} aten ops", sum(others))])
     print()
     columns = ("part", "codes", "scales", "global scales", "kept", "sum")
     rows = [
@@ -79,6 +86,21 @@ def show(box: Mapping[str, Any]) -> None:
     print_table("weights", columns, rows)
     print()
     print_pass_table(box["passes"])
+
+
+def _grouped(specs: Sequence[Mapping[str, str]]) -> list[tuple[str, str, str]]:
+    """One row per input, but one for all of `decode_state.0`, `decode_state.1`, ..."""
+    families: dict[str, list[Mapping[str, str]]] = {}
+    for spec in specs:
+        families.setdefault(spec["name"].split(".")[0], []).append(spec)
+    rows = []
+    for family, members in families.items():
+        if len(members) > MANY:
+            types = " and ".join(dict.fromkeys(spec["type"].split(" ")[0] for spec in members))
+            rows.append((f"{family}.* ({len(members)})", types, members[0]["rate"]))
+        else:
+            rows += [(spec["name"], spec["type"], spec["rate"]) for spec in members]
+    return rows
 
 
 def _stage(manifest: Mapping[str, Any], name: str, nodes: Any) -> dict[str, Any]:

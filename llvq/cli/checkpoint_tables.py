@@ -17,6 +17,7 @@ from llvq.cli.table import human, note, print_fields, print_table
 from llvq.errors import CheckpointError
 from llvq.sources import TensorSource
 
+SHORT = 8  # statistics of every channel are for --json
 READERS: Mapping[str, Callable[[Path], Checkpoint[Any]]] = {
     "denoiser": read_dit,
     "VAE": read_vae,
@@ -52,7 +53,8 @@ def show(checkpoint: Mapping[str, Any]) -> None:
     total = sum(group["bytes"] for group in groups.values())
     fields = [("checkpoint", checkpoint["path"]), ("kind", checkpoint["kind"] or "not known")]
     fields += [(f"no {kind}", reason) for kind, reason in checkpoint["not"].items()]
-    fields += [(key, value) for key, value in (checkpoint["config"] or {}).items()]
+    config = checkpoint["config"] or {}
+    fields += [(k, v) for k, v in config.items() if not isinstance(v, tuple) or len(v) <= SHORT]
     print_fields([*fields, ("bytes", human(total))])
     print()
     rows = [

@@ -35,7 +35,7 @@ def export(
 
     chosen = find_target(target)
     path = out if out is not None else Path(f"{program.resolve().stem}.llvq")
-    check_output(path, force=force)
+    check_output(path, force=force, kind="box")
     with stderr().status("checking the program"):
         opened = open_checked(program, kinds=("program",))
     with stderr().status("recording check vectors"):

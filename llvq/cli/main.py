@@ -9,9 +9,11 @@ import typer
 from typer.core import TyperGroup
 
 import llvq
+from llvq.cli.compare import compare
 from llvq.cli.export import export
 from llvq.cli.inspect import inspect
 from llvq.cli.passes import passes_app
+from llvq.cli.plan import plan
 from llvq.cli.quantize import quantize
 from llvq.cli.run import run
 from llvq.cli.verify import verify
@@ -67,8 +69,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(quantize)
+app.command()(compare)
 app.command()(export)
 app.command()(run)
+app.command()(plan)
 app.command()(inspect)
 app.command()(verify)
 app.add_typer(passes_app, name="passes")

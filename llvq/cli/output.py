@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from llvq.errors import OutputError
 
+Kind = Literal["file", "box", "folder"]
+NOT_ALIKE = {
+    "file": "it is a folder",
+    "box": "it is not a program or box of llvq",
+    "folder": "it is a file",
+}
 
-def check_output(path: Path, *, force: bool) -> None:
-    """Raise OutputError for a path that is taken (without `force`) or cannot be written."""
-    if os.path.lexists(path) and not force:
-        raise OutputError(
-            f"{path} is there already",
-            where=str(path.absolute()),
-            because="nothing is overwritten unless asked for",
-            fix="add --force, or name another path with -o",
-        )
+
+def check_output(path: Path, *, force: bool, kind: Kind = "folder") -> None:
+    """Raise OutputError for a path that is taken (without `force`) or cannot be written.
+
+    A file may replace a file, and a box only a box; what goes into a folder may join what is there.
+    """
+    if os.path.lexists(path):
+        _check_replaceable(path, force=force, kind=kind)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise OutputError(
@@ -30,5 +36,25 @@ def check_output(path: Path, *, force: bool) -> None:
             f"{path.name} cannot be written",
             where=str(folder),
             because="you may not write to this folder",
+            fix="name another path with -o",
+        )
+
+
+def _check_replaceable(path: Path, *, force: bool, kind: Kind) -> None:
+    where = str(path.absolute())
+    if not force:
+        raise OutputError(
+            f"{path} is there already",
+            where=where,
+            because="nothing is overwritten unless asked for",
+            fix="add --force, or name another path with -o",
+        )
+    is_box = (path / "manifest.json").is_file()
+    alike = {"file": not path.is_dir(), "box": is_box, "folder": path.is_dir()}
+    if not alike[kind]:
+        raise OutputError(
+            f"{path} is not replaced, even with --force",
+            where=where,
+            because=NOT_ALIKE[kind],
             fix="name another path with -o",
         )

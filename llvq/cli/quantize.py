@@ -81,7 +81,7 @@ def quantize(
     )
     check_names(PIPELINE, debugging)
     if stop_after is None:
-        check_output(path, force=force)
+        check_output(path, force=force, kind="box")
     opened = options.open_video_model(
         model,
         vae=vae,

@@ -91,7 +91,7 @@ def run(
 
     path = out or Path(box.resolve().stem + (".safetensors" if latents_only else ".mp4"))
     _check_request(prompt, seconds, embeds, cut)
-    check_output(path, force=force)
+    check_output(path, force=force, kind="file")
     length = DEFAULT_SECONDS if seconds is None else seconds
     prompts, cuts = tuple(prompt or ()), tuple(cut or ())
     request = Request(prompts, length, seed, steps, image, embeds, cuts, noise, latents_only)

@@ -1,0 +1,42 @@
+"""`llvq export`: a box for a target that is named, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import Result
+
+from tests.cli.conftest import Typed
+
+Invoke = Callable[..., Result]
+
+
+def test_a_program_becomes_a_box_beside_the_user(box: Typed) -> None:
+    assert json.loads((box.path / "manifest.json").read_bytes())["target"] == "cpu"
+    assert "numerics w4a4-emulated" in box.stdout
+    assert "next: llvq run model.llvq --prompt" in box.stdout
+    assert list((box.path / "checks").iterdir())
+
+
+def test_json_has_the_id_and_the_checked_stages(invoke: Invoke, program: Typed) -> None:
+    result = invoke("export", program.path, "-o", "again.llvq", "--json")
+    document = json.loads(result.stdout)
+    assert document["target"] == "cpu" and len(document["id"]) == 64
+    assert "denoise" in document["checks"]
+
+
+def test_a_target_is_never_guessed(invoke: Invoke, program: Typed, tmp_path: Path) -> None:
+    planned = invoke("export", program.path, "--target", "sm_100a")
+    unknown = invoke("export", program.path, "--target", "tpu")
+    assert planned.exit_code == unknown.exit_code == 4
+    assert "error[target]" in planned.stderr and "cpu" in planned.stderr
+    assert "no target 'tpu'" in unknown.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_box_is_no_program(invoke: Invoke, box: Typed) -> None:
+    result = invoke("export", box.path, "-o", "other.llvq")
+    assert result.exit_code == 4
+    assert "this is a box, not a program" in result.stderr

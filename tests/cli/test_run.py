@@ -1,0 +1,134 @@
+"""`llvq run`: frames, latents, interrupts, and every request that cannot be met."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from typer.testing import Result
+
+from tests.cli.conftest import Typed, type_command
+
+Invoke = Callable[..., Result]
+FRAMES = 13  # two chunks of two latents: 4 * 4 - 3
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise and embeddings of three chunks."""
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        "noise": torch.randn(1, 6, 48, 4, 6, generator=random),
+        "prompt_embeds": torch.randn(3, 48, 128, generator=random),
+    }
+    path = tmp_path_factory.mktemp("inputs") / "io.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+def test_two_prompts_become_a_video(box: Typed, tmp_path: Path) -> None:
+    prompts = ("--prompt", "a red kite", "--prompt", "a boat " * 20)
+    done = type_command("run", str(box.path), *prompts, "--seconds", "0.5", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["frames"] == FRAMES and document["fps"] > 0
+    assert "denoise + decode" in document["timed"]
+    assert "longer than 48 tokens" in done.stderr
+    with av.open(str(tmp_path / "model.mp4")) as video:
+        frames = list(video.decode(video=0))
+    assert len(frames) == FRAMES and (frames[0].height, frames[0].width) == (64, 96)
+    assert os.listdir(tmp_path) == ["model.mp4"]
+
+
+def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
+    words = ("run", str(box.path), "--prompt", "a red kite", "--seconds", "600")
+    command = [sys.executable, "-m", "llvq", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not os.listdir(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert os.listdir(tmp_path) == []
+
+
+def test_latents_depend_on_noise_and_embeddings_alone(
+    invoke: Invoke, box: Typed, inputs: Path, tmp_path: Path
+) -> None:
+    given = ("--embeds", inputs, "--noise", inputs, "--latents-only", "--steps", "1")
+    for name, more in {"a": (), "b": ("--seed", "9"), "c": ("--cut", "1")}.items():
+        result = invoke("run", box.path, *given, "-o", f"{name}.safetensors", *more)
+        assert result.exit_code == 0, result.stderr
+    a, b, c = (load_file(tmp_path / f"{name}.safetensors")["latents"] for name in "abc")
+    assert a.shape == (1, 6, 48, 4, 6) and a.isfinite().all()
+    assert torch.equal(a, b)
+    assert torch.equal(a[:, :2], c[:, :2]) and not torch.equal(a[:, 2:], c[:, 2:])
+
+
+def test_an_image_is_where_the_video_begins(invoke: Invoke, box: Typed, tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    words = ("--prompt", "red", "--seconds", "0.1", "--image", "red.png", "--latents-only")
+    result = invoke("run", box.path, *words, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["latents_only"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "no prompt was given"),
+        (("--prompt", "  "), "the prompt is empty"),
+        (("--prompt", "a", "--prompt", "b", "--seconds", "0.1"), "2 prompts do not fit"),
+        (("--prompt", "a", "--seconds", "-1"), "is not a length"),
+        (("--prompt", "a", "--image", "io.safetensors"), "cannot be read as an image"),
+        (("--prompt", "a", "--noise", "none.safetensors"), "none.safetensors cannot be read"),
+        (("--prompt", "a", "--cut", "1"), "--cut was given without --embeds"),
+        (("--prompt", "a", "--embeds", "io.safetensors"), "together with --prompt"),
+        (("--embeds", "io.safetensors", "--cut", "3"), "no shot that begins at chunk 3"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_refused_before_loading(
+    invoke: Invoke,
+    box: Typed,
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("the box was loaded")
+
+    monkeypatch.setattr("llvq.runtime.generate.executable", loaded)
+    (tmp_path / "io.safetensors").write_bytes(inputs.read_bytes())
+    result = invoke("run", box.path, *words, "-o", "video.mp4")
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr and "fix" in result.stderr
+    assert os.listdir(tmp_path) == ["io.safetensors"]
+
+
+def test_a_program_does_not_run(invoke: Invoke, program: Typed) -> None:
+    result = invoke("run", program.path, "--prompt", "a kite")
+    assert result.exit_code == 4
+    assert "llvq export" in result.stderr
+
+
+def test_an_existing_video_is_kept(invoke: Invoke, box: Typed, tmp_path: Path) -> None:
+    (tmp_path / "model.mp4").write_bytes(b"mine")
+    result = invoke("run", box.path, "--prompt", "a kite")
+    assert result.exit_code == 5
+    assert (tmp_path / "model.mp4").read_bytes() == b"mine"
