@@ -54,7 +54,7 @@ class Commands(TyperGroup):
             print(error, file=sys.stderr)
             raise typer.Exit(CODES.get(error.kind, WRONG_INPUT)) from error
         except KeyboardInterrupt as interrupt:
-            print("interrupted: nothing was left behind", file=sys.stderr)
+            print("interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from interrupt
 
 
