@@ -42,6 +42,21 @@ class Relative(Absolute):
         return self.attend(q, window, torch.cat([hv, v], 1)), k, v
 
 
+class Normed(Absolute):
+    """As `Relative`, with qk-norm: norm and rotation of q are one op before they meet pages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.5, 1.5, HEADS * D))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, hk: Tensor, hv: Tensor) -> tuple:
+        k, v, y = x.sin(), x.cos(), x.flatten(2)
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight
+        q = apply_rope(y.unflatten(-1, (HEADS, D)), cos[-CHUNK:], sin[-CHUNK:])
+        window = apply_rope(torch.cat([hk, k], 1), cos, sin)
+        return self.attend(q, window, torch.cat([hv, v], 1)), k, v
+
+
 class Near(Absolute):
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -113,7 +128,7 @@ def test_a_history_of_broken_chunks_is_refused(export, apply):
         apply(program, *BEFORE, cache_attention)
 
 
-@pytest.mark.parametrize("module", [Absolute(), Relative()])
+@pytest.mark.parametrize("module", [Absolute(), Relative(), Normed()])
 @pytest.mark.parametrize("chunks", [2, 5])
 def test_keeps_the_numbers(chunks, module, captured, apply, evaluate):
     """Pages in the dtype of the model: the history written to pages gives what it gave before."""
