@@ -31,9 +31,22 @@ V = call(aten.cat.default, [Var("history_v"), Var("v")], 1)
 ABSOLUTE = call(llvq.attention.default, Var("q"), K, V, Literal("scale"))
 OWN_COS = call(aten.slice.Tensor, COS, 0, Literal("cos_start"), Literal("cos_end"), shared=True)
 OWN_SIN = call(aten.slice.Tensor, SIN, 0, Literal("sin_start"), Literal("sin_end"), shared=True)
+ROTATED_Q = either(
+    call(llvq.rope.default, Var("q"), OWN_COS, OWN_SIN),
+    call(
+        llvq.rms_norm_rope.default,
+        Var("x"),
+        Var("weight"),
+        OWN_COS,
+        OWN_SIN,
+        Literal("heads"),
+        Literal("eps"),
+        Literal("round_first"),
+    ),
+)
 RELATIVE = call(
     llvq.attention.default,
-    call(llvq.rope.default, Var("q"), OWN_COS, OWN_SIN),
+    ROTATED_Q,
     call(llvq.rope.default, K, COS, SIN),
     V,
     Literal("scale"),
@@ -111,7 +124,7 @@ def _misuse(found: Match, tensors: dict[str, Node]) -> str | None:
             return f"it reads {found[name].name} as {name}, the capture declared {declared.name}"
     if found.get("cos") is None:
         return None
-    window, own = shape(found["cos"])[0], shape(found["q"])[1]
+    window, own = shape(found["cos"])[0], shape(found.get("q") or found["x"])[1]
     for name in ("cos", "sin"):
         start, end = found[f"{name}_start"], found[f"{name}_end"]
         if range(window)[start:end] != range(window)[-own:]:
@@ -167,7 +180,9 @@ def _rewrite_layer(
     builder = Builder(program, "paged-attention", found.root, found.nodes)
     out = builder.call(
         llvq.paged_attention.default,
-        *(found[name] for name in "qkv"),
+        found.get("q") or _norm_alone(found, builder),
+        found["k"],
+        found["v"],
         [inputs[name] for name in pool.inputs],
         inputs["page_table"],
         found.get("cos"),
@@ -177,6 +192,13 @@ def _rewrite_layer(
         pool.kv_format,
     )
     found.root.replace_all_uses_with(out)
+
+
+def _norm_alone(found: Match, b: Builder) -> Node:
+    """The query before its rotation, which the cached attention does itself."""
+    x, weight, heads = found["x"], found["weight"], found["heads"]
+    normed = b.call(llvq.rms_norm.default, x, weight, found["eps"], found["round_first"])
+    return b.reshape(normed, (*shape(x)[:-1], heads, shape(x)[-1] // heads))
 
 
 def _write_pages(program: Program, pool: KvPool, inputs: dict[str, Node]) -> None:
