@@ -68,7 +68,7 @@ def cache_attention(program: Program, ctx: Context) -> list[Book]:
     for state in program.kv_states:
         _rewrite_layer(program, pool, inputs, state, matches[state.layer])
         book.hits += 1
-    _write_pages(program, pool, inputs)
+    _drop_present(program)
     _drop_history(program)
     program.kv_pool, program.kv_states = pool, ()
     finish(program.graph)
@@ -177,13 +177,19 @@ def _add_inputs(program: Program, pool: KvPool) -> dict[str, Node]:
 def _rewrite_layer(
     program: Program, pool: KvPool, inputs: dict[str, Node], state: KvState, found: Match
 ) -> None:
+    """Read the pages of the window, and write the chunk's own page.
+
+    The write comes at once, not at the end: no layer's K and V wait for the last layer's.
+    """
     builder = Builder(program, "paged-attention", found.root, found.nodes)
+    pages, k, v = [inputs[name] for name in pool.inputs], found["k"], found["v"]
+    builder.call(llvq.write_page.default, pages, k, v, inputs["slot"], state.layer, pool.kv_format)
     out = builder.call(
         llvq.paged_attention.default,
         found.get("q") or _norm_alone(found, builder),
-        found["k"],
-        found["v"],
-        [inputs[name] for name in pool.inputs],
+        k,
+        v,
+        pages,
         inputs["page_table"],
         found.get("cos"),
         found.get("sin"),
@@ -201,19 +207,23 @@ def _norm_alone(found: Match, b: Builder) -> Node:
     return b.reshape(normed, (*shape(x)[:-1], heads, shape(x)[-1] // heads))
 
 
-def _write_pages(program: Program, pool: KvPool, inputs: dict[str, Node]) -> None:
-    """One write per layer, in place of the outputs that handed the chunk's K and V out."""
+def _unrotated_q(found: Match, builder: Builder) -> Node:
+    """q before its rotation, which the op does by the place in the window: split from its norm."""
+    if found.get("q") is not None:
+        return found["q"]
+    norm = (found[name] for name in ("x", "weight", "eps", "round_first"))
+    normed = builder.call(llvq.rms_norm.default, *norm)
+    return builder.reshape(normed, shape(found.root))
+
+
+def _drop_present(program: Program) -> None:
+    """The chunk's K and V are in its page: they are no outputs any more."""
+    present = {name for s in program.kv_states for name in (s.present_k, s.present_v)}
     output = _output(program.graph.graph)
-    by_name = dict(zip(program.outputs, output.args[0], strict=True))  # type: ignore[arg-type]
-    builder = Builder(program, "paged-attention", output, ())
-    pages = [inputs[name] for name in pool.inputs]
-    for state in program.kv_states:
-        k, v = by_name.pop(state.present_k), by_name.pop(state.present_v)
-        builder.call(
-            llvq.write_page.default, pages, k, v, inputs["slot"], state.layer, pool.kv_format
-        )
-    program.outputs = tuple(by_name)
-    output.args = (tuple(by_name.values()),)
+    values: Any = output.args[0]
+    kept = {n: v for n, v in zip(program.outputs, values, strict=True) if n not in present}
+    program.outputs = tuple(kept)
+    output.args = (tuple(kept.values()),)
 
 
 def _drop_history(program: Program) -> None:

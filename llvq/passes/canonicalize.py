@@ -62,8 +62,12 @@ def permutation(node: Node) -> list[int]:
 
 
 def as_input(node: Node, _: Builder) -> Replacement:
-    """Ops that change neither values nor shape nor dtype."""
-    needed = any(is_call(user, *SEE_STRIDES) for user in node.users)
+    """Ops that change neither values nor shape nor dtype.
+
+    A clone that is an output stays: it is there so that a view does not keep its base alive.
+    """
+    returned = node.target is aten.clone.default and any(u.op == "output" for u in node.users)
+    needed = returned or any(is_call(user, *SEE_STRIDES) for user in node.users)
     return None if needed else node.args[0]  # type: ignore[return-value]
 
 

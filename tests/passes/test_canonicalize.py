@@ -16,7 +16,7 @@ class Spellings(nn.Module):
         heads = x.view(batch, tokens, 2, -1).flatten(2).unflatten(-1, (4, -1))
         flipped = heads.transpose(1, 2).contiguous().detach()
         wide = x.float().to(torch.float32).type_as(x)
-        same = x[:, :].expand(batch, tokens, channels).squeeze(-1).clone()
+        same = x[:, :].expand(batch, tokens, channels).squeeze(-1).clone().cos()
         again = nn.functional.dropout(x.sin() * x.sin(), training=False)
         return flipped, wide, same, again
 

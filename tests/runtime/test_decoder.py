@@ -76,3 +76,14 @@ def test_frames_are_pixels(executable: Executable) -> None:
     embeds = torch.zeros(1, facts.text_len, facts.text_dim, dtype=facts.torch_dtype)
     chunk = next(iter(Session(executable, [Prompt(embeds)])))
     assert chunk.frames is not None and chunk.frames.dtype == torch.uint8
+
+
+def test_state_does_not_keep_feature_maps_alive(executable: Executable) -> None:
+    """The state lives as long as the video: a view would hold the whole map it was cut from."""
+    for name in ("decode_first", "decode"):
+        stage = executable.stage(name)
+        values = {s.name: torch.zeros(s.sizes, dtype=s.dtype) for s in stage.inputs}
+        outputs = stage(values)
+        state = [tensor for output, tensor in outputs.items() if ".state." in output]
+        assert state
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in state)
