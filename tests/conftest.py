@@ -16,8 +16,8 @@ from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
 from llvq.program import Program
 from llvq.recipe import BF16, NVFP4
-from llvq.runtime.executable import Executable
 from llvq.runtime.denoiser import held
+from llvq.runtime.executable import Executable
 from llvq.runtime.pages import PageTable
 from llvq.runtime.sampler import advance, schedule
 from llvq.sources import DictSource
@@ -173,7 +173,8 @@ def make_whole_weights() -> Callable[[ModelConfig], DictSource]:
         tensors = meta_model(config, torch.float32).state_dict() | text
         return DictSource(
             {
-                name: torch.randn(t.shape, generator=generator) * max(t.shape[1:], default=1) ** -0.5
+                name: torch.randn(t.shape, generator=generator)
+                * max(t.shape[1:], default=1) ** -0.5
                 for name, t in tensors.items()
             }
         )

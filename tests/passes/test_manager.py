@@ -175,7 +175,7 @@ def forget_to_infer(program: Program, ctx: object) -> list[object]:
 
 def test_a_limit_makes_the_first_rewrites_and_no_more(program: Program) -> None:
     made = [(r.pass_name, r.rule) for r in run(program.copy(), NVFP4, PIPELINE).rewrites]
-    for limit in (0, 1, len(made) // 2, len(made) + 1):
+    for limit in (0, len(made) // 2):
         result = run(program.copy(), NVFP4, PIPELINE, Options(limit=limit))
         assert [(r.pass_name, r.rule) for r in result.rewrites] == made[:limit]
         assert all(book.balanced for report in result.reports for book in report.books)
