@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,9 +41,12 @@ def cues(prompts: Sequence[str], chunks: int, scene_cut_prefix: str) -> list[Cue
 
 
 def chunks_for(seconds: float, fps: int, frames_per_chunk: int, temporal_stride: int) -> int:
-    """How many chunks hold `seconds` of video; the first has fewer frames than the others."""
-    if not seconds > 0:
+    """How many chunks hold `seconds` of video, to the nearest frame.
+
+    The first has fewer frames than the others: its first latent is one frame.
+    """
+    if not 0 < seconds < math.inf:
         raise SessionError(f"{seconds} seconds is not a length", fix="ask for more than 0")
-    frames, per_chunk = seconds * fps, frames_per_chunk * temporal_stride
+    frames, per_chunk = round(seconds * fps), frames_per_chunk * temporal_stride
     missing = temporal_stride - 1
-    return max(1, -(-int(frames + missing) // per_chunk))
+    return max(1, -(-(frames + missing) // per_chunk))
