@@ -37,8 +37,6 @@ ELSEWHERE = {
 NOT_YET = {
     "llvq/api.py",
     "llvq/bisect.py",
-    "llvq/checkpoints/checkpoint.py",
-    "llvq/checkpoints/model.py",
     "llvq/cli/bisect_trials.py",
     "llvq/cli/box_tables.py",
     "llvq/cli/checkpoint_tables.py",
@@ -50,7 +48,6 @@ NOT_YET = {
     "llvq/cli/weight_summary.py",
     "llvq/exported.py",
     "llvq/models/rope.py",
-    "llvq/models/stages.py",
     "llvq/passes/cache_attention.py",
     "llvq/passes/functional.py",
     "llvq/passes/fuse_linear.py",
@@ -67,7 +64,6 @@ NOT_YET = {
     "llvq/runtime/generate.py",
     "llvq/runtime/inputs.py",
     "llvq/runtime/latents.py",
-    "llvq/runtime/shots.py",
 }
 
 

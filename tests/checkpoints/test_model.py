@@ -1,0 +1,98 @@
+"""A whole model from its files: one configuration, one source, and refusals of what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llvq.checkpoints.bundle import TEXT_FILES, VAE_FILES
+from llvq.checkpoints.model import open_model
+from llvq.checkpoints.random import write_random_checkpoint
+from llvq.errors import CheckpointError, RecipeError
+from llvq.models.config import ModelConfig
+
+
+@pytest.fixture
+def denoiser(demo: Path, tmp_path: Path) -> Path:
+    """The denoiser alone, with its config."""
+    for name in (demo.name, "config.json"):
+        shutil.copy(demo.parent / name, tmp_path / name)
+    return tmp_path / demo.name
+
+
+def edit_config(denoiser: Path, **values: object) -> None:
+    path = denoiser.parent / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_parts_are_one_configuration_and_one_source(demo: Path, demo_config: ModelConfig) -> None:
+    model = open_model(demo, size=(128, 192))
+    assert model.config == demo_config and model.notes == ()
+    parts = {name.split(".")[0] for name in model.source.names()}
+    assert parts == {"dit", "vae", "text"}
+    weight = model.source.spec("dit.blocks.0.self_attn.q.weight")
+    assert weight.shape == (demo_config.dit.dim, demo_config.dit.dim)
+
+
+def test_a_denoiser_alone_is_a_model_with_notes(denoiser: Path) -> None:
+    model = open_model(denoiser, size=(64, 96))
+    assert model.config.vae is None and model.config.text is None
+    assert all(name.startswith("dit.") for name in model.source.names())
+    assert [note.split(" found")[0] for note in model.notes] == [
+        "no VAE", "no text encoder", "no tokenizer",
+    ]  # fmt: skip
+
+
+def test_notes_of_every_reader_are_told(denoiser: Path) -> None:
+    (denoiser.parent / "config.json").unlink()
+    model = open_model(denoiser, size=(64, 96))
+    assert len(model.notes) > 3  # three files that are missing, and what was guessed
+
+
+def test_the_size_is_what_was_asked_for_or_what_config_json_says(denoiser: Path) -> None:
+    assert open_model(denoiser).config.latent_hw == (44, 80)
+    edit_config(denoiser, height=64, width="96")
+    assert open_model(denoiser).config.latent_hw == (4, 6)
+    assert open_model(denoiser, size=(96, 128)).config.latent_hw == (6, 8)
+
+
+@pytest.mark.parametrize("height", [0, "tall", 64.0])
+def test_a_size_in_config_json_that_is_none(denoiser: Path, height: object) -> None:
+    edit_config(denoiser, height=height)
+    with pytest.raises(CheckpointError, match="is not a size") as caught:
+        open_model(denoiser)
+    assert "correct height" in str(caught.value)
+
+
+def test_a_size_that_does_not_divide_into_patches(denoiser: Path) -> None:
+    with pytest.raises(RecipeError, match="100x96 pixels do not divide"):
+        open_model(denoiser, size=(100, 96))
+
+
+def test_a_vae_of_other_latents_is_refused(
+    denoiser: Path, demo_config: ModelConfig, tmp_path: Path
+) -> None:
+    assert demo_config.vae is not None
+    vae = replace(demo_config.vae, z_dim=16, latent_mean=(0.0,) * 16, latent_std=(1.0,) * 16)
+    other = write_random_checkpoint(tmp_path / "other", replace(demo_config, vae=vae), seed=0)
+    with pytest.raises(CheckpointError, match="the VAE does not belong to this denoiser") as caught:
+        open_model(denoiser, vae=other.parent / VAE_FILES[0])
+    assert caught.value.because == "it has 16 latent channels, the denoiser takes 48"
+    assert caught.value.fix == "name the right file with --vae"
+
+
+def test_a_text_encoder_of_another_width_is_refused(
+    denoiser: Path, demo_config: ModelConfig, tmp_path: Path
+) -> None:
+    assert demo_config.text is not None
+    text = replace(demo_config.text, dim=64, num_layers=1)
+    config = replace(demo_config, text=text, vae=None)
+    other = write_random_checkpoint(tmp_path / "other", config, seed=0)
+    with pytest.raises(CheckpointError, match="the text encoder does not belong") as caught:
+        open_model(denoiser, text_encoder=other.parent / TEXT_FILES[0])
+    assert caught.value.because == "it has embeddings of 64, the denoiser takes 128"
+    assert caught.value.fix == "name the right file with --text-encoder"
