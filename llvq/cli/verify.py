@@ -39,21 +39,20 @@ def _print_json(box_id: str, manifest: Any, results: list[Any]) -> None:
 
 
 def _print_table(path: str, box_id: str, manifest: Any, results: list[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from llvq.cli.table import print_table
 
-    console = Console()
-    console.print(f"{path}: {len(manifest['files'])} files, every byte as written")
-    console.print(f"id {box_id}")
-    table = Table(title="check vectors, replayed here")
-    for column in ("stage", "outputs", "same bytes", "worst relative L2", "verdict"):
-        table.add_column(column, justify="left" if column in ("stage", "verdict") else "right")
-    for stage in dict.fromkeys(result.stage for result in results):
-        rows = [result for result in results if result.stage == stage]
-        worst = max(rows, key=lambda row: row.error)
-        verdict = "ok" if worst.passed else f"differs: {worst.output}"
-        exact = sum(row.exact for row in rows)
-        table.add_row(stage, str(len(rows)), str(exact), f"{worst.error:.2e}", verdict)
-    for stage, reason in manifest["unchecked"].items():
-        table.add_row(stage, "-", "-", "-", f"not checked: {reason}")
-    console.print(table)
+    print(f"{path}: {len(manifest['files'])} files, every byte as written")
+    print(f"id {box_id}")
+    columns = ("stage", "verdict", "outputs", "same bytes", "worst relative L2")
+    stages = dict.fromkeys(result.stage for result in results)
+    rows = [_row(stage, [r for r in results if r.stage == stage]) for stage in stages]
+    unchecked = manifest["unchecked"].items()
+    rows += [(stage, f"not checked: {reason}", None, None, None) for stage, reason in unchecked]
+    print_table("check vectors, replayed here", columns, rows, left=2)
+
+
+def _row(stage: str, results: list[Any]) -> tuple[Any, ...]:
+    worst = max(results, key=lambda result: result.error)
+    verdict = "ok" if worst.passed else f"differs: {worst.output}"
+    exact = sum(result.exact for result in results)
+    return stage, verdict, len(results), exact, f"{worst.error:.2e}"

@@ -1,4 +1,4 @@
-"""A whole model from its files: one configuration, one source, and refusals of what does not fit."""
+"""A whole model from its files: one configuration, one source; what does not fit is refused."""
 
 from __future__ import annotations
 
