@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from diffusers import WanTransformer3DModel
 
-from llvq.exported import Quantized, quantize_exported
+from llvq.exported import Quantized, quantize
 from llvq.recipe import LinearRecipe, Recipe
 
 # diffusers' names of the outer linears. A glob that fits nothing shows as 0 in the pass table.
@@ -56,7 +56,7 @@ def quantize_model(model: WanTransformer3DModel, recipe: Recipe = RECIPE) -> Qua
     inputs = example_inputs(model.patch_embedding.weight.dtype)
     # A tuple of tensors comes back; what is no tensor is compiled in.
     exported = torch.export.export(model, (), {**inputs, "return_dict": False}, strict=False)
-    return quantize_exported(exported, recipe, rates=RATES)
+    return quantize(exported, recipe, rates=RATES)
 
 
 def main() -> None:

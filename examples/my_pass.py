@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from llvq.dialect.registry import EXACT, like_first, op
-from llvq.exported import Quantized, quantize_exported
+from llvq.exported import Quantized, quantize
 from llvq.passes import PIPELINE, Pass
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, is_call, shape
@@ -85,7 +85,7 @@ class GatedMlp(nn.Module):
 
 def compile_mlp(model: nn.Module, x: Tensor, recipe: Recipe) -> Quantized:
     exported = torch.export.export(model, (x,), strict=False)
-    return quantize_exported(exported, recipe, pipeline=MY_PIPELINE)
+    return quantize(exported, recipe, pipeline=MY_PIPELINE)
 
 
 def main() -> None:

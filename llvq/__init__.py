@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llvq.api import quantize
+    from llvq.api import quantize_checkpoint
     from llvq.box import export_box, write_program
     from llvq.checkpoints.model import open_model
     from llvq.compiler import compile_model
+    from llvq.exported import quantize
+    from llvq.quality.compare import compare
     from llvq.recipe import Recipe, load_recipe
     from llvq.runtime.load import load
     from llvq.runtime.session import Session
@@ -23,12 +25,14 @@ __version__ = "0.1.0"
 __all__ = [
     "Recipe",
     "Session",
+    "compare",
     "compile_model",
     "export_box",
     "load",
     "load_recipe",
     "open_model",
     "quantize",
+    "quantize_checkpoint",
     "write_program",
 ]
 
@@ -40,7 +44,9 @@ _MODULES = {
     "load": "llvq.runtime.load",
     "load_recipe": "llvq.recipe",
     "open_model": "llvq.checkpoints.model",
-    "quantize": "llvq.api",
+    "compare": "llvq.quality.compare",
+    "quantize": "llvq.exported",
+    "quantize_checkpoint": "llvq.api",
     "write_program": "llvq.box",
 }
 

@@ -11,7 +11,7 @@ from llvq.compiler import compile_model
 from llvq.recipe import Recipe, load_recipe
 
 
-def quantize(
+def quantize_checkpoint(
     model: str | PathLike[str],
     out: str | PathLike[str] | None = None,
     *,

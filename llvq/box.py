@@ -19,6 +19,8 @@ from llvq.backends.base import Target
 from llvq.checks import Checks, record_checks
 from llvq.compiler import Compiled, with_constants
 from llvq.passes.lower import lower
+from llvq.passes.spec import verify_graph
+from llvq.program import Level
 from llvq.runtime.load import executable, op_table
 from llvq.sources import TensorSource
 from llvq.weights import WeightRecord
@@ -65,6 +67,8 @@ def export_box(
         name: graphs.load(program.graph(name), device="meta") for name in program.manifest["stages"]
     }
     lower(modules, target)
+    for name, gm in modules.items():
+        verify_graph(name, gm, Level.LOWERED)
     checks = record_checks(executable(program, target.device))
     with BoxWriter(path, overwrite=overwrite) as writer:
         for name, gm in modules.items():

@@ -7,13 +7,12 @@ comparison and tests); `box.py` writes it to disk.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import GraphModule
 
-from llvq.backends.base import Target
 from llvq.formats.kv import KV_FORMATS
 from llvq.graphs.read import attach
 from llvq.graphs.read import load as load_graph
@@ -21,15 +20,16 @@ from llvq.graphs.write import dump
 from llvq.models.chunk import capture_chunk
 from llvq.models.config import ModelConfig, VaeConfig
 from llvq.models.stages import capture_image_encoder, capture_prompt_encoder
-from llvq.passes import PIPELINE, Options, Pass, Report, Rewrite, run
-from llvq.passes.lower import lower
-from llvq.program import KvPool, Program
+from llvq.passes import PIPELINE, Options, Pass, Report, Rewrite, check_tolerances, run
+from llvq.program import KvPool, Level, Program
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import CompiledStage, Executable, PageSpec, RunFacts
 from llvq.sources import DictSource, JoinedSource, TensorSource
 from llvq.weights import WeightRecord, materialize
 
+# Prompt and image encoders run once per video: they are made canonical and kept in their dtype.
+PIPELINE_TO_CANONICAL = tuple(step for step in PIPELINE if step.reaches <= Level.CANONICAL)
 AUXILIARY = {"encode_text": capture_prompt_encoder, "encode_image": capture_image_encoder}
 
 
@@ -54,7 +54,6 @@ class Compiled:
     facts: RunFacts
     reports: tuple[Report, ...]
     rewrites: tuple[Rewrite, ...] = ()
-    target: Target | None = None
 
 
 def compile_model(
@@ -68,13 +67,14 @@ def compile_model(
 
     Raises CaptureError, MissError, SpecError, RecipeError.
     """
+    check_tolerances(pipeline, recipe)
     dtype = getattr(torch, recipe.dtype)
     program = capture_chunk(config, dtype)
     result = run(program, recipe, pipeline, options)
     stages = stages_of(program)
     weights, constants = dict(program.weights), dict(program.constants)
     for name, extra in _auxiliary(config, dtype).items():
-        run(extra, recipe, pipeline[:1])
+        run(extra, recipe, PIPELINE_TO_CANONICAL)
         stages[name] = Stage(extra.graph, extra.inputs, extra.outputs)
         weights |= extra.weights
         constants |= extra.constants
@@ -95,12 +95,6 @@ def stages_of(program: Program) -> dict[str, Stage]:
         for name, gm in program.graphs.items()
         if name in program.stage_inputs
     }
-
-
-def lower_to(compiled: Compiled, target: Target) -> Compiled:
-    """Choose implementations for a target. Raises TargetError."""
-    lower({name: stage.graph for name, stage in compiled.stages.items()}, target)
-    return replace(compiled, target=target)
 
 
 def instantiate(compiled: Compiled, source: TensorSource, device: str = "cpu") -> Executable:

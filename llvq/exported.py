@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from llvq.capture import from_exported
 from llvq.compiler import stages_of, with_weights
 from llvq.errors import ContractError
-from llvq.passes import PIPELINE, Options, Pass, Report, run
+from llvq.passes import PIPELINE, Options, Pass, Report, check_tolerances, run
 from llvq.program import Program
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec, Rate, check
@@ -64,7 +64,7 @@ class QuantizedModule(nn.Module):
         return pytree.tree_unflatten([values[name] for name in self.outputs], self.tree)
 
 
-def quantize_exported(
+def quantize(
     exported: ExportedProgram,
     recipe: Recipe,
     *,
@@ -78,6 +78,7 @@ def quantize_exported(
     an input not named changes with every call. Raises CaptureError, MissError, SpecError,
     RecipeError.
     """
+    check_tolerances(pipeline, recipe)
     program = from_exported(exported, rates=rates or {})
     result = run(program, recipe, pipeline, options)
     return Quantized(program, tuple(result.reports), exported)

@@ -1,4 +1,4 @@
-"""`llvq.quantize`: the command as a call."""
+"""`llvq.quantize_checkpoint`: the command as a call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_checkpoint_becomes_a_program(
     monkeypatch.chdir(tmp_path)
     checkpoint = write_random_checkpoint(tmp_path / "in", tiny_config, seed=0)
     told: list[tuple[int, int]] = []
-    path = llvq.quantize(
+    path = llvq.quantize_checkpoint(
         checkpoint, size=(64, 96), progress=lambda done, total: told.append((done, total))
     )
     assert path == Path("model.nvfp4") and (path / "manifest.json").is_file()
@@ -27,4 +27,4 @@ def test_a_checkpoint_becomes_a_program(
 
 def test_an_unknown_recipe_is_refused_before_the_checkpoint_is_opened() -> None:
     with pytest.raises(RecipeError, match="no recipe"):
-        llvq.quantize("nothing.pt", recipe="int4")
+        llvq.quantize_checkpoint("nothing.pt", recipe="int4")

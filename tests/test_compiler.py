@@ -10,7 +10,7 @@ import torch
 
 from llvq import graphs
 from llvq.compiler import Compiled, compile_model, instantiate, weight_names
-from llvq.errors import CacheError, MissError
+from llvq.errors import CacheError, MissError, RecipeError
 from llvq.models.config import ModelConfig
 from llvq.recipe import NVFP4, LinearRecipe
 from llvq.sources import DictSource
@@ -82,3 +82,22 @@ def test_a_linear_that_nvfp4_cannot_hold_must_be_excluded(tiny_config: ModelConf
     excluded = LinearRecipe(exclude=(*NVFP4.linear.exclude, "*.ffn.2"))
     compiled = compile_model(odd, replace(NVFP4, linear=excluded))
     assert "denoise" in compiled.stages
+
+
+def test_a_sensitive_layer_can_stay_out(tiny_config: ModelConfig) -> None:
+    """Its siblings are quantized all the same; the norm before them stays whole, by that glob."""
+    glob = "*.blocks.1.self_attn.k"
+    linear = replace(NVFP4.linear, exclude=(*NVFP4.linear.exclude, glob))
+    compiled = compile_model(tiny_config, replace(NVFP4, linear=linear))
+    books = {book.rule: book for report in compiled.reports for book in report.books}
+    assert books["linear"].excluded[glob] == 1
+    assert books["norm-modulate-quantize"].excluded == {glob: 1}
+    assert "dit.blocks.1.self_attn.q_v" in compiled.weights
+    assert "dit.blocks.0.self_attn.q_k_v" in compiled.weights
+
+
+def test_a_tolerance_must_name_a_pass_that_can_use_it(tiny_config: ModelConfig) -> None:
+    recipe = replace(NVFP4, allow_miss={"fuse-gelu-quantise": {"*": "a typing error"}})
+    with pytest.raises(RecipeError, match="fuse-gelu-quantise") as caught:
+        compile_model(tiny_config, recipe)
+    assert "did you mean 'fuse-gelu-quantize'?" in str(caught.value)

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 
 from examples.diffusers_wan import RATES, RECIPE, example_inputs, tiny_model
 from llvq.errors import CaptureError, ContractError, MissError, RecipeError
-from llvq.exported import quantize_exported
+from llvq.exported import quantize
 from llvq.recipe import LinearRecipe, Recipe
 
 NOTHING = Recipe(linear=LinearRecipe(exclude=("*",)))
@@ -50,14 +50,14 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 def test_without_quantization_every_bit_stays(kind, rates):
     """fp32 is asked for within 1e-5 and bf16 within an ulp: both are bit for bit on the CPU."""
     program, inputs, wanted = exported(kind)
-    (found,) = quantize_exported(program, NOTHING, rates=rates).module()(**inputs)
+    (found,) = quantize(program, NOTHING, rates=rates).module()(**inputs)
     assert found.dtype == wanted.dtype
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 if kind == "fp32" else 0)
 
 
 @pytest.mark.parametrize("kind", ["fp32", "mixed", "per token"])
 def test_every_site_is_raised_and_every_linear_accounted_for(kind):
-    reports = quantize_exported(exported(kind)[0], RECIPE).reports
+    reports = quantize(exported(kind)[0], RECIPE).reports
     books = {book.rule: book for report in reports for book in report.books}
     expected = {
         "attention": 4,
@@ -82,7 +82,7 @@ def test_nvfp4_is_close_and_four_over_six_closer_than_max(kind):
     errors = {}
     for rule in ("four_over_six", "max"):
         linear = replace(RECIPE.linear, weight_rule=rule, activation_rule=rule)
-        quantized = quantize_exported(program, replace(RECIPE, linear=linear))
+        quantized = quantize(program, replace(RECIPE, linear=linear))
         errors[rule] = relative(quantized.module()(**inputs)[0], wanted)
     assert errors["four_over_six"] < errors["max"] < 0.05
 
@@ -91,14 +91,14 @@ def test_a_model_cast_as_a_whole_is_refused_with_the_rounding():
     """`.to(bfloat16)` rounds what diffusers keeps in fp32; the rules know neither rounding."""
     program, inputs, wanted = exported("bf16")
     with pytest.raises(MissError) as norm:
-        quantize_exported(program, NOTHING)
+        quantize(program, NOTHING)
     assert "scale is torch.bfloat16 but the norm is not rounded" in str(norm.value)
     assert "norm_out" in str(norm.value)
     first = {"raise-norm-modulate": REASONS["raise-norm-modulate"]}
     with pytest.raises(MissError) as rope:
-        quantize_exported(program, replace(NOTHING, allow_miss=first))
+        quantize(program, replace(NOTHING, allow_miss=first))
     assert "cos is torch.bfloat16, which rounds the angles" in str(rope.value)
-    allowed = quantize_exported(program, replace(NOTHING, allow_miss=REASONS))
+    allowed = quantize(program, replace(NOTHING, allow_miss=REASONS))
     books = {book.rule: book for report in allowed.reports for book in report.books}
     assert books["norm-modulate"].tolerated.total() == 1
     assert books["rope"].tolerated.total() == 4
@@ -107,7 +107,7 @@ def test_a_model_cast_as_a_whole_is_refused_with_the_rounding():
 
 def test_inputs_go_by_position_too_and_are_checked():
     program, inputs, wanted = exported("fp32")
-    module = quantize_exported(program, NOTHING).module()
+    module = quantize(program, NOTHING).module()
     assert torch.equal(module(*inputs.values())[0], module(**inputs)[0])
     with pytest.raises(ContractError, match="is missing"):
         module(inputs["hidden_states"])
@@ -121,7 +121,7 @@ def test_inputs_go_by_position_too_and_are_checked():
 
 def test_a_rate_for_no_input_is_refused():
     with pytest.raises(RecipeError, match="did you mean 'timestep'"):
-        quantize_exported(exported("fp32")[0], NOTHING, rates={"timesteps": "step"})
+        quantize(exported("fp32")[0], NOTHING, rates={"timesteps": "step"})
 
 
 class Nested(nn.Module):
@@ -137,7 +137,7 @@ class Nothing(nn.Module):
 def test_outputs_come_back_in_the_shape_of_the_export():
     pair = (torch.randn(3), torch.randn(3))
     program = torch.export.export(Nested(), (pair,), strict=False)
-    found = quantize_exported(program, NOTHING).module()(*pair)
+    found = quantize(program, NOTHING).module()(*pair)
     assert torch.equal(found["sum"], pair[0] + pair[1])
     assert torch.equal(found["parts"][0], pair[0].sin()) and torch.equal(found["parts"][1], pair[1])
 
@@ -145,4 +145,4 @@ def test_outputs_come_back_in_the_shape_of_the_export():
 def test_what_is_no_tensor_cannot_be_returned():
     program = torch.export.export(Nothing(), (torch.randn(3),), strict=False)
     with pytest.raises(CaptureError, match="not a tensor"):
-        quantize_exported(program, NOTHING)
+        quantize(program, NOTHING)

@@ -70,4 +70,4 @@ def paged_attention(
         window, own = k.shape[1], q.shape[1]
         q = rope.reference(q, cos[window - own : window], sin[window - own : window])
         k = rope.reference(k, cos[:window], sin[:window])
-    return attention.reference(q, k, v, scale)
+    return attention.reference(q, k, v, scale=scale)

@@ -13,15 +13,22 @@ from torch import Tensor
 from llvq.dialect.registry import BF16_ROUNDING, like_first, op
 
 
-def _attention_fake(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+def _attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
 @op(fake=_attention_fake, tolerance=BF16_ROUNDING)
-def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    """Softmax attention without a mask: q [B, N, H, D], k and v [B, M, H, D]."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Softmax attention: q [B, N, H, D], k and v [B, M, H, D].
+
+    `mask` broadcasts to [B, H, N, M]: added to the scores, or a boolean that keeps where True.
+    """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     return out.transpose(1, 2).contiguous()
 
 

@@ -102,6 +102,7 @@ def _norm_modulate_quantize_fake(
 def norm_modulate_quantize(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float, block_rule: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize(norm_modulate(x, scale, shift, eps))`."""
     return quantize.reference(norm_modulate.reference(x, scale, shift, eps), block_rule)
 
 
@@ -113,4 +114,5 @@ def _gelu_quantize_fake(
 
 @op(fake=_gelu_quantize_fake, tolerance=EXACT)
 def gelu_quantize(x: Tensor, approximate: str, block_rule: str) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize(gelu(x))`."""
     return quantize.reference(F.gelu(x, approximate=approximate), block_rule)

@@ -11,7 +11,7 @@ from llvq.passes.fuse_gelu_quantize import fuse_gelu_quantize
 from llvq.passes.fuse_linear import fuse_linear
 from llvq.passes.fuse_norm_quantize import fuse_norm_quantize
 from llvq.passes.insert_quantize import insert_quantize
-from llvq.passes.manager import Options, Pass, Report, Result, run
+from llvq.passes.manager import Options, Pass, Report, Result, check_tolerances, run
 from llvq.passes.raise_attention import raise_attention
 from llvq.passes.raise_norm_modulate import raise_norm_modulate
 from llvq.passes.raise_qk_norm_rope import raise_qk_norm_rope
@@ -33,4 +33,4 @@ PIPELINE = (
     Pass(split_stages, Level.STAGED, "exact", whole=True),
 )
 
-__all__ = ["PIPELINE", "Options", "Pass", "Report", "Result", "Rewrite", "run"]
+__all__ = ["PIPELINE", "Options", "Pass", "Report", "Result", "Rewrite", "check_tolerances", "run"]

@@ -68,8 +68,11 @@ def account_miss(book: Book, site: Node, miss: Miss, allowed: Mapping[str, str])
         book.misses.append(MissRecord(detail, site.name, path, where(site)))
 
 
-def refuse_misses(pass_name: str, books: list[Book]) -> None:
-    """A miss that nothing covers ends the compilation."""
+def refuse_misses(pass_name: str, books: list[Book], *, tolerable: bool) -> None:
+    """A miss that nothing covers ends the compilation.
+
+    `tolerable` says whether a recipe may accept one: not where later passes need every site.
+    """
     for book in books:
         if book.misses:
             first = book.misses[0]
@@ -77,7 +80,15 @@ def refuse_misses(pass_name: str, books: list[Book]) -> None:
                 f"{pass_name}: rule {book.rule} left {len(book.misses)} of {book.sites} sites",
                 where=first.where,
                 because=first.reason,
-                fix=f'accept it in the recipe: [allow_miss."{pass_name}"] '
-                f'"{first.module or "*"}" = "why", or exclude the layer',
+                fix=_accept(pass_name, first) if tolerable else _respell(pass_name),
             )
         assert book.balanced, f"the book of {book.rule} does not balance: {book}"
+
+
+def _accept(pass_name: str, miss: MissRecord) -> str:
+    glob = miss.module or "*"
+    return f'accept it in the recipe: [allow_miss."{pass_name}"] "{glob}" = "why"'
+
+
+def _respell(pass_name: str) -> str:
+    return f"write the model so that it matches; docs/passes.md shows what {pass_name} looks for"

@@ -28,7 +28,7 @@ llvq = torch.ops.llvq
 COS, SIN = Var("cos"), Var("sin")
 K = call(aten.cat.default, [Var("history_k"), Var("k")], 1)
 V = call(aten.cat.default, [Var("history_v"), Var("v")], 1)
-ABSOLUTE = call(llvq.attention.default, Var("q"), K, V, Literal("scale"))
+ABSOLUTE = call(llvq.attention.default, Var("q"), K, V, scale=Literal("scale"))
 OWN_COS = call(aten.slice.Tensor, COS, 0, Literal("cos_start"), Literal("cos_end"), shared=True)
 OWN_SIN = call(aten.slice.Tensor, SIN, 0, Literal("sin_start"), Literal("sin_end"), shared=True)
 ROTATED_Q = either(
@@ -49,7 +49,7 @@ RELATIVE = call(
     ROTATED_Q,
     call(llvq.rope.default, K, COS, SIN),
     V,
-    Literal("scale"),
+    scale=Literal("scale"),
 )
 CACHED = either(RELATIVE, ABSOLUTE)
 
@@ -205,15 +205,6 @@ def _norm_alone(found: Match, b: Builder) -> Node:
     x, weight, heads = found["x"], found["weight"], found["heads"]
     normed = b.call(llvq.rms_norm.default, x, weight, found["eps"], found["round_first"])
     return b.reshape(normed, (*shape(x)[:-1], heads, shape(x)[-1] // heads))
-
-
-def _unrotated_q(found: Match, builder: Builder) -> Node:
-    """q before its rotation, which the op does by the place in the window: split from its norm."""
-    if found.get("q") is not None:
-        return found["q"]
-    norm = (found[name] for name in ("x", "weight", "eps", "round_first"))
-    normed = builder.call(llvq.rms_norm.default, *norm)
-    return builder.reshape(normed, shape(found.root))
 
 
 def _drop_present(program: Program) -> None:

@@ -7,7 +7,7 @@ from torch.fx import Node
 
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder
-from llvq.passes.fuse_norm_quantize import feeds_quantize
+from llvq.passes.fuse_norm_quantize import feeds_excluded, feeds_quantize
 from llvq.passes.rules import Context, Rule, apply_rules
 from llvq.pattern import Literal, Match, Var, call
 from llvq.program import Program
@@ -17,6 +17,7 @@ llvq = torch.ops.llvq
 
 
 def is_gelu_before_quantize(node: Node) -> bool:
+    """A GELU with a quantize among its users."""
     return feeds_quantize(node, aten.gelu.default)
 
 
@@ -35,6 +36,7 @@ RULES = (
             Literal("block_rule"),
         ),
         build=build_gelu_quantize,
+        excluded=feeds_excluded,
     ),
 )
 

@@ -7,9 +7,11 @@ from torch.fx import Node
 
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, is_call
+from llvq.passes.insert_quantize import layer_name
 from llvq.passes.rules import Context, Rule, apply_rules
 from llvq.pattern import Literal, Match, Var, call
 from llvq.program import Program
+from llvq.recipe import Recipe
 
 llvq = torch.ops.llvq
 
@@ -21,7 +23,14 @@ def feeds_quantize(node: Node, producer: object) -> bool:
     )
 
 
+def feeds_excluded(node: Node, recipe: Recipe) -> str | None:
+    """The glob that keeps a linear which reads this value too, so that it must stay as it is."""
+    linears = (user for user in node.users if is_call(user, torch.ops.aten.linear.default))
+    return next((g for linear in linears if (g := recipe.excluded_by(layer_name(linear)))), None)
+
+
 def is_norm_before_quantize(node: Node) -> bool:
+    """A modulated norm with a quantize among its users."""
     return feeds_quantize(node, llvq.norm_modulate.default)
 
 
@@ -40,6 +49,7 @@ RULES = (
             Literal("block_rule"),
         ),
         build=build_norm_quantize,
+        excluded=feeds_excluded,
     ),
 )
 

@@ -138,12 +138,20 @@ def check_names(pipeline: Sequence[Pass], options: Options) -> None:
             )
 
 
+def check_tolerances(pipeline: Sequence[Pass], recipe: Recipe) -> None:
+    """A tolerance must name a pass that can use it."""
+    names = [step.name for step in pipeline if not step.whole]
+    for name in recipe.allow_miss:
+        if name not in names:
+            raise unknown("pass that tolerates misses", name, names)
+
+
 def _run_one(program: Program, ctx: Context, step: Pass) -> Report:
     before, start = _size(program), time.perf_counter()
     ctx.pass_name = step.name
     books = step.function(program, Context(ctx.recipe) if step.whole else ctx)
     if step.whole or not ctx.exhausted:
-        refuse_misses(step.name, books)
+        refuse_misses(step.name, books, tolerable=not step.whole)
     program.level = step.reaches
     verify(program, limited=ctx.exhausted)
     spent = (time.perf_counter() - start) * 1e3

@@ -12,15 +12,17 @@ from torch.fx import Node
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, is_call, shape
 from llvq.passes.rules import Context, Rule, apply_rules
-from llvq.pattern import Literal, Match, Var, call
+from llvq.pattern import Literal, Match, Var, call, either
 from llvq.program import Program
 
 aten = torch.ops.aten
 SDPA = aten.scaled_dot_product_attention.default
+ATTENTION = torch.ops.llvq.attention.default
 SWAP_HEADS = [0, 2, 1, 3]
 
 
 def is_sdpa(node: Node) -> bool:
+    """A call of scaled_dot_product_attention."""
     return is_call(node, SDPA)
 
 
@@ -42,7 +44,7 @@ def tokens_first(x: Node, b: Builder) -> Node:
 
 def build_attention(found: Match, b: Builder) -> Node:
     q, k, v = (tokens_first(found[name], b) for name in "qkv")
-    out = b.call(torch.ops.llvq.attention.default, q, k, v, found["scale"])
+    out = b.call(ATTENTION, q, k, v, found.get("mask"), found["scale"])
     for user in list(found.root.users):
         if is_call(user, aten.permute.default) and user.args[1] == SWAP_HEADS:
             user.replace_all_uses_with(out)
@@ -53,7 +55,14 @@ RULES = (
     Rule(
         name="attention",
         anchor=is_sdpa,
-        pattern=call(SDPA, Var("q"), Var("k"), Var("v"), scale=Literal("scale")),
+        pattern=call(
+            SDPA,
+            Var("q"),
+            Var("k"),
+            Var("v"),
+            attn_mask=either(Var("mask"), None),
+            scale=Literal("scale"),
+        ),
         check=heads_match,
         build=build_attention,
     ),

@@ -62,15 +62,23 @@ def always(_: Match) -> None:
     return None
 
 
+def never(_: Node, __: Recipe) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Rule:
-    """`anchor` says which nodes are sites; `check` gives a reason not to, or None."""
+    """`anchor` says which nodes are sites; `check` gives a reason not to, or None.
+
+    `excluded` gives the glob of the recipe that keeps a site as it is, or None.
+    """
 
     name: str
     anchor: Callable[[Node], bool]
     pattern: Any
     build: Build
     check: Check = always
+    excluded: Callable[[Node, Recipe], str | None] = never
 
 
 def apply_rules(program: Program, ctx: Context, name: str, rules: tuple[Rule, ...]) -> list[Book]:
@@ -81,8 +89,9 @@ def apply_rules(program: Program, ctx: Context, name: str, rules: tuple[Rule, ..
 def apply_rule(program: Program, ctx: Context, pass_name: str, rule: Rule) -> Book:
     """Rewrite every site of one rule, outermost roots first, and account for every site."""
     graph = program.graph.graph
-    left = dict.fromkeys(node for node in graph.nodes if rule.anchor(node))
-    book = Book(rule.name, sites=len(left))
+    sites = [node for node in graph.nodes if rule.anchor(node)]
+    book = Book(rule.name, sites=len(sites))
+    left = dict.fromkeys(_not_excluded(rule, sites, book, ctx.recipe))
     deepest: dict[Node, Miss] = {}
     for root in reversed(_roots(graph, rule)):
         found = _try(rule, root)
@@ -96,6 +105,13 @@ def apply_rule(program: Program, ctx: Context, pass_name: str, rule: Rule) -> Bo
     _account_misses(book, list(left), deepest, ctx, pass_name)
     finish(program.graph)
     return book
+
+
+def _not_excluded(rule: Rule, sites: list[Node], book: Book, recipe: Recipe) -> list[Node]:
+    """The sites that no glob keeps; the others go into the book under theirs."""
+    globs = {node: rule.excluded(node, recipe) for node in sites}
+    book.excluded.update(glob for glob in globs.values() if glob is not None)
+    return [node for node in sites if globs[node] is None]
 
 
 def _rewrite(

@@ -40,6 +40,7 @@ class Spec:
 
 
 def no_device(node: Node) -> str | None:
+    """Graphs name no device: the one they run on is chosen when they are loaded."""
     device = node.kwargs.get("device")
     literal = isinstance(device, torch.device) and device.type != "meta"
     return f"it names the device {device}" if literal else None
@@ -55,6 +56,7 @@ def no_core_aten(node: Node) -> str | None:
 
 
 def one_spelling(node: Node) -> str | None:
+    """Views and casts have the one spelling that canonicalize gives them."""
     kept = (aten.reshape.default, aten.to.dtype, aten.permute.default)
     other = SPELLINGS.get(node.target) in (as_reshape, as_cast, as_permute)
     return (
@@ -63,11 +65,13 @@ def one_spelling(node: Node) -> str | None:
 
 
 def attention_raised(node: Node) -> str | None:
+    """Attention is one llvq op."""
     left = is_call(node, aten.scaled_dot_product_attention.default)
     return "raise-attention left it" if left else None
 
 
 def whole_blocks(node: Node) -> str | None:
+    """What is quantized divides into blocks."""
     if not is_call(node, llvq.quantize.default):
         return None
     features = shape(node.args[0])[-1]  # type: ignore[arg-type]
@@ -75,6 +79,7 @@ def whole_blocks(node: Node) -> str | None:
 
 
 def quantized_once(node: Node) -> str | None:
+    """A value is quantized once, however many read it."""
     if not is_call(node, llvq.quantize.default):
         return None
     twins = [u for u in node.args[0].users if is_call(u, llvq.quantize.default)]  # type: ignore[union-attr]
@@ -82,6 +87,7 @@ def quantized_once(node: Node) -> str | None:
 
 
 def no_loose_pairs(node: Node) -> str | None:
+    """No linear is left between dequantizes."""
     loose = is_call(node, aten.linear.default) and any(
         is_call(source, llvq.dequantize.default) for source in node.all_input_nodes
     )
@@ -89,11 +95,13 @@ def no_loose_pairs(node: Node) -> str | None:
 
 
 def only_pages_mutate(node: Node) -> str | None:
+    """Nothing is mutated but pages."""
     mutates = writes_in_place(node) and node.target is not llvq.write_page.default
     return "only pages may be mutated" if mutates else None
 
 
 def has_implementation(node: Node) -> str | None:
+    """Every llvq op says what the target runs it with."""
     is_llvq = getattr(node.target, "namespace", None) == "llvq"
     chosen = "impl" in provenance(node)
     return "no implementation was chosen" if is_llvq and not chosen else None
@@ -117,18 +125,22 @@ def verify(program: Program, *, limited: bool = False) -> None:
 
     `limited`: a bisect limit was reached, so that rewrites may be missing.
     """
+    for stage, gm in program.graphs.items():
+        verify_graph(stage, gm, program.level, limited=limited)
+        _require_weights(program, gm)
+
+
+def verify_graph(stage: str, gm: GraphModule, level: Level, *, limited: bool = False) -> None:
+    """Raise SpecError at the first node of one graph that breaks a law of `level`."""
+    gm.graph.lint()
     laws = [
         spec.law
         for spec in SPECS
-        if spec.level <= program.level <= spec.until and not (limited and spec.needs_all)
+        if spec.level <= level <= spec.until and not (limited and spec.needs_all)
     ]
-    for stage, gm in program.graphs.items():
-        gm.graph.lint()
-        for node in gm.graph.nodes:
-            for law in laws:
-                _require(law(node), node, stage, program.level)
-            _require(stale(node), node, stage, program.level)
-        _require_weights(program, gm)
+    for node in gm.graph.nodes:
+        for law in (*laws, stale):
+            _require(law(node), node, stage, level)
 
 
 def stale(node: Node) -> str | None:
@@ -150,7 +162,7 @@ def _require(reason: str | None, node: Node, stage: str, level: Level) -> None:
             f"graph {stage!r} is not legal at level {level.name.lower()}",
             where=where(node),
             because=f"{node.target}: {reason}",
-            fix="run the compiler with --print-ir-after-all and look at the pass before",
+            fix="run the compiler with --print-ir-after all and look at the pass before",
         )
 
 

@@ -116,7 +116,9 @@ def test_paged_attention_is_attention_over_the_concatenation(
     found = check_paged(check_op, q, k, v, pages, int64(*table), None, None, scale, 1, kv_format)
     keys, values = ([KV_FORMATS[kv_format].read(pages, 1, which, int64(slot), dtype)[None]
                      for slot in table] for which in (0, 1))  # fmt: skip
-    expected = attention.reference(q, torch.cat([*keys, k], 1), torch.cat([*values, v], 1), scale)
+    expected = attention.reference(
+        q, torch.cat([*keys, k], 1), torch.cat([*values, v], 1), scale=scale
+    )
     assert torch.equal(found, expected)
 
 

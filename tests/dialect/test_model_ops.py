@@ -36,10 +36,21 @@ def test_attention_is_sdpa(
 ) -> None:
     q = randn(2, queries, 3, 8, dtype=dtype)
     k, v = (randn(2, keys, 3, 8, dtype=dtype) for _ in range(2))
-    found = check_op(attention, q, k, v, scale)
+    found = check_op(attention, q, k, v, None, scale)
     heads = (t.transpose(1, 2) for t in (q, k, v))
     expected = F.scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2)
     assert torch.equal(found, expected) and found.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["added", "kept"])
+def test_attention_with_a_mask_is_sdpa(check_op: Any, randn: Any, kind: str) -> None:
+    q, k, v = randn(2, 3, 2, 8), randn(2, 5, 2, 8), randn(2, 5, 2, 8)
+    mask = randn(2, 1, 3, 5)
+    mask = mask if kind == "added" else mask > -1
+    found = check_op(attention, q, k, v, mask)
+    heads = (t.transpose(1, 2) for t in (q, k, v))
+    expected = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2)
+    assert torch.equal(found, expected)
 
 
 def test_attention_in_plain_words(randn: Any) -> None:

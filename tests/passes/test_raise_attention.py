@@ -30,6 +30,14 @@ class HeadsFirst(nn.Module):
         return F.scaled_dot_product_attention(q, k, v) + 1
 
 
+class Masked(nn.Module):
+    """A mask with a value per query and key, as a text encoder's bias."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = q.mean(-1)[..., None] - k.mean(-1)[:, :, None]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
 class Near(nn.Module):
     """Attention that `llvq.attention` does not compute."""
 
@@ -38,9 +46,8 @@ class Near(nn.Module):
         self.kind = kind
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self.kind == "mask":
-            mask = q.new_zeros(q.shape[2], k.shape[2])
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if self.kind == "dropout":
+            return F.scaled_dot_product_attention(q, k, v, dropout_p=0.1)
         if self.kind == "causal":
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
         if self.kind == "one batch of keys":
@@ -49,7 +56,7 @@ class Near(nn.Module):
 
 
 NEAR = {
-    "mask": "argument 'attn_mask' is new_zeros",
+    "dropout": "argument 'dropout_p' is 0.1",
     "causal": "argument 'is_causal' is True",
     "one batch of keys": "the rule does not broadcast",
     "three dims": "q has 3 dims",
@@ -80,9 +87,9 @@ def test_leaves_near_misses_alone(kind, export, apply):
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(6, 5), (17, 33)])
-@pytest.mark.parametrize("module", [TokensFirst(), TokensFirst(True, 0.3), HeadsFirst()])
+@pytest.mark.parametrize("module", [TokensFirst(), TokensFirst(True, 0.3), HeadsFirst(), Masked()])
 def test_keeps_the_numbers(module, tokens, keys, export, apply, evaluate):
-    inputs = qkv(tokens, keys, heads_first=isinstance(module, HeadsFirst))
+    inputs = qkv(tokens, keys, heads_first=isinstance(module, HeadsFirst | Masked))
     program = export(module, *inputs)
     apply(program, canonicalize, raise_attention)
     # The same kernel on other strides.
