@@ -180,9 +180,10 @@ def bytes_text(count: int) -> str:
     """`5.11 GB`, in powers of 1000; `-` for nothing."""
     if not count:
         return "-"
-    power = min(4, int(math.log10(abs(count)) // 3))
-    unit = ("B", "kB", "MB", "GB", "TB")[power]
-    return f"{count / 1000**power:.3g} {unit}" if power else f"{count} B"
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while abs(value) >= 999.5 and len(units) > 1:  # what .3g would round up to 1e+03
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -3,20 +3,17 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 import torch
 from PIL import Image
 
 from llvq.errors import OutputError
-from llvq.quality.charts import bars, curves
 from llvq.quality.comparison import Comparison
 from llvq.quality.report import difference_image, png_uri, write_report
-from llvq.quality.tables import all_tables, bytes_text, decibel, flat
+from llvq.quality.tables import all_tables
 
 
 class Attributes(HTMLParser):
@@ -64,21 +61,3 @@ def test_difference_is_amplified_and_saturates() -> None:
     a = torch.tensor([[[0, 100, 255]]], dtype=torch.uint8)
     b = torch.tensor([[[3, 90, 0]]], dtype=torch.uint8)
     assert difference_image(a, b).tolist() == [[[12, 40, 255]]]
-
-
-def test_charts_are_xml_whatever_the_numbers() -> None:
-    odd = [math.inf, -math.inf, math.nan, -3.0, 0.0]
-    ElementTree.fromstring(bars([("<a & b>", v) for v in odd], unit="dB"))
-    for lines in ({"a": odd, "b": [1.0] * 5}, {"a": [5.0]}, {"a": [math.nan]}, {}):
-        ElementTree.fromstring(curves(lines, unit="dB"))
-    assert curves({"a": [1.0, 2.0], "gone": [math.nan]}, unit="dB").count("<polyline") == 1
-
-
-def test_cells() -> None:
-    assert [bytes_text(n) for n in (0, 160, 2_100_000, 5_110_000_000)] == [
-        "-", "160 B", "2.1 MB", "5.11 GB",
-    ]  # fmt: skip
-    assert decibel(math.inf) == "inf" and decibel(23.961) == "23.96"
-    assert flat({"a_b": {"c": 1}, "d": ["x", "y"], "e": None}) == [
-        ("a_b c", "1"), ("d", "x / y"), ("e", "-"),
-    ]  # fmt: skip

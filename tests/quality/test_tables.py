@@ -1,0 +1,161 @@
+"""The tables of a comparison that is made by hand, and cells against what they stand for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llvq.quality.comparison import Comparison, Video
+from llvq.quality.layers import LayerError, QuantizedLayer
+from llvq.quality.metrics import Energies
+from llvq.quality.rollout import ChunkError
+from llvq.quality.sizes import PartBytes, Sizes
+from llvq.quality.structure import PassRow, Structure
+from llvq.quality.tables import WORST, Table, all_tables, bytes_text, decibel, flat
+
+
+def at(level: float) -> Energies:
+    """The sums of a pair whose SQNR is `level` dB, its error orthogonal to the signal."""
+    noise = 10 ** (-level / 10)
+    return Energies(signal=1.0, noise=noise, power=1.0 + noise, dot=1.0)
+
+
+def chunks(*levels: float, psnr: float | None = None) -> list[ChunkError]:
+    return [ChunkError(index, at(level), psnr) for index, level in enumerate(levels)]
+
+
+def layer(block: int, name: str, weight: float, output: float | None) -> LayerError:
+    path = f"dit.blocks.{block}.{name}"
+    stacked = QuantizedLayer(path, f"{path}.weight", path, 0, 0, 8)
+    if output is None:
+        return LayerError(stacked, at(weight))
+    return LayerError(stacked, at(weight), at(output), calls=6)
+
+
+@pytest.fixture
+def comparison() -> Comparison:
+    structure = Structure(
+        nodes={"denoise": (100, 80), "decode": (40, 40)},
+        ops={
+            "denoise": {"aten.linear.default": (17, 1), "llvq.nvfp4_linear.default": (0, 12)},
+            "decode": {},
+        },
+        passes=[PassRow("fuse-linear", "fused", "exact", (100, 90), 6, 4, 1, 1)],
+        fused={"self_attn.q_k_v": 2},
+        excluded={"dit.head.head": "*head.head", "dit.odd": None},
+    )
+    sizes = Sizes(
+        parts=[PartBytes("dit", 6400, 1600, 200, 8, 792), PartBytes("vae", 1000, kept=1000)],
+        unused=2000,
+        kv_format="nvfp4",
+        kv_chunks=4,
+        kv=(3200, 900),
+    )
+    video = Video(chunks(30, 20, psnr=41.5), chunks(30, 25), None, [], [])
+    layers = [layer(0, "q", 20, 15), layer(1, "q", 20, 12), layer(0, "k", 21, None)]
+    return Comparison({}, [], structure, sizes, layers, video)
+
+
+def table(comparison: Comparison, title: str) -> Table:
+    return next(t for t in all_tables(comparison) if t.title.startswith(title))
+
+
+def test_every_table_is_rectangular_and_titled_once(comparison: Comparison) -> None:
+    tables = all_tables(comparison)
+    assert len({t.title for t in tables}) == len(tables) == 9
+    assert all(len(row) == len(t.columns) for t in tables for row in t.rows)
+    assert all(isinstance(cell, str) for t in tables for row in t.rows for cell in row)
+
+
+def test_graphs_show_changed_ops_and_name_the_stages_that_kept_theirs(
+    comparison: Comparison,
+) -> None:
+    found = table(comparison, "Graphs")
+    assert found.columns == ("op", "denoise") and "Unchanged: decode." in found.caption
+    assert found.rows == [
+        ("all nodes", "100 -> 80"),
+        ("aten.linear.default", "17 -> 1"),
+        ("llvq.nvfp4_linear.default", "0 -> 12"),
+    ]
+    (row,) = table(comparison, "Passes").rows
+    assert row == ("fuse-linear", "fused", "exact", "100 -> 90", "6", "4", "1", "1")
+
+
+def test_kept_layers_name_their_glob_or_the_tolerated_miss(comparison: Comparison) -> None:
+    assert table(comparison, "Fused and").rows == [
+        ("one GEMM", "self_attn.q_k_v", "2 x"),
+        ("kept", "dit.head.head", "*head.head"),
+        ("kept", "dit.odd", "a miss that the recipe tolerates"),
+    ]
+
+
+def test_bytes_of_parts_and_their_total(comparison: Comparison) -> None:
+    found = table(comparison, "Bytes of the weights")
+    assert found.rows == [
+        ("dit", "6.4 kB", "1.6 kB", "200 B", "8 B", "792 B", "2.6 kB", "2.46x"),
+        ("vae", "1 kB", "-", "-", "-", "1 kB", "1 kB", "1.00x"),
+        ("total", "7.4 kB", "1.6 kB", "200 B", "8 B", "1.79 kB", "3.6 kB", "2.06x"),
+    ]
+    assert "2 kB more that no graph reads" in found.caption
+    (kv,) = table(comparison, "Bytes of the KV cache").rows
+    assert kv == ("4", "3.2 kB", "900 B", "nvfp4", "3.56x")
+
+
+def test_kinds_add_energies_up_and_the_worst_layer_is_first(comparison: Comparison) -> None:
+    """Two layers of 15 and 12 dB and of one signal: the mean of their noises, in dB."""
+    q, k = table(comparison, "Layers by kind").rows
+    mean = -10 * np.log10(np.mean(10 ** (-np.array([15.0, 12.0]) / 10)))
+    noise = 10 ** (-mean / 10)
+    assert q[:2] == ("q", "2") and q[2] == "20.00" and q[5] == f"{mean:.2f}"
+    assert q[6:] == (f"{1 / np.sqrt(1 + noise):.5f}", f"{np.sqrt(noise):.4f}")
+    assert k[5:] == ("-", "-", "-")  # it never ran
+    worst = table(comparison, "The worst 3 of 3 layers").rows
+    assert [row[0].removeprefix("dit.blocks.") for row in worst] == ["1.q", "0.q", "0.k"]
+    many = [layer(block, "q", 20, float(block)) for block in range(WORST + 5)]
+    assert len(table(replace(comparison, layers=many), "The worst 10 of 15").rows) == WORST
+
+
+def test_chunks_stand_beside_their_forced_twins(comparison: Comparison) -> None:
+    first, second = table(comparison, "Chunks").rows
+    assert (first[0], first[1], first[4], first[5]) == ("0", "30.00", "41.50", "30.00")
+    assert (second[1], second[5]) == ("20.00", "25.00")
+    video = replace(comparison.video, floor=chunks(50, 45), free=chunks(30, 20))
+    wider = table(replace(comparison, video=video), "Chunks")
+    assert wider.columns[-1] == "fp32 dB"
+    assert [row[-1] for row in wider.rows] == ["50.00", "45.00"]
+    assert [row[4] for row in wider.rows] == ["-", "-"]  # no frames
+
+
+def test_the_summary_is_that_of_numpy(comparison: Comparison) -> None:
+    levels = [30.0, 26.0, 27.0, 20.0]
+    video = replace(comparison.video, free=chunks(*levels), forced=chunks(*levels[:1] * 4))
+    free, forced = table(replace(comparison, video=video), "SQNR of latents").rows
+    drift = np.polyfit(range(4), levels, 1)[0]
+    wanted = (min(levels), np.median(levels), levels[-1], drift)
+    assert free == ("free-running", *(f"{value:.2f}" for value in wanted))
+    assert forced[0] == "teacher-forced" and forced[-1] in ("0.00", "-0.00")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "-"), (1, "1 B"), (999, "999 B"), (1000, "1 kB"), (2_100_000, "2.1 MB"),
+     (999_999, "1 MB"), (5_110_000_000, "5.11 GB"), (12 * 10**15, "12 PB"), (-2000, "-2 kB")],
+)  # fmt: skip
+def test_bytes_in_powers_of_a_thousand(count: int, text: str) -> None:
+    assert bytes_text(count) == text
+
+
+def test_decibels_that_are_not_finite_are_spelt() -> None:
+    assert [decibel(v) for v in (23.961, math.inf, -math.inf, math.nan)] == [
+        "23.96", "inf", "-inf", "nan",
+    ]  # fmt: skip
+
+
+def test_nested_data_is_flat_rows() -> None:
+    document = {"a_b": {"c": 1, "d_e": {"f": 2}}, "list": ["x", "y"], "none": None, "no": False}
+    assert flat(document) == [
+        ("a_b c", "1"), ("a_b d_e f", "2"), ("list", "x / y"), ("none", "-"), ("no", "False"),
+    ]  # fmt: skip
