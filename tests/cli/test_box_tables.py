@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from llvq import __version__
-from llvq.artifact import Box, BoxWriter
+from llvq.artifact import Box, BoxWriter, open_box
 from llvq.box import plain
 from llvq.cli.box_tables import describe, graph_text, show
 from llvq.compiler import Compiled
 from llvq.errors import RecipeError
 from llvq.runtime.contract import InputSpec
-from llvq.runtime.load import op_table, open_checked
+from llvq.runtime.load import op_table
 
 GELU, ROPE = "aten.gelu.default", "llvq.rope.default"
 WEIGHTS = {
@@ -74,7 +74,7 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
                 "model": {},
             }
         )
-    return open_checked(tmp_path / "m.llvq")
+    return open_box(tmp_path / "m.llvq", known_ops=op_table())
 
 
 def test_everything_is_plain_data(small_box: Box, compiled_nvfp4: Compiled) -> None:
