@@ -18,7 +18,6 @@ from pathlib import Path
 from llvq.checkpoints.random import tiny_config, write_random_checkpoint
 from llvq.models.config import ModelConfig
 
-SIZE = ("--height", "128", "--width", "192")
 PROMPTS = ("a red kite over a green hill", "a blue boat on a lake at night")
 
 
@@ -41,7 +40,7 @@ def run(folder: Path) -> None:
     print(f"writing a random checkpoint in LongLive-2.0's format to {folder}/", flush=True)
     write_random_checkpoint(folder, demo_config(), seed=0)
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
-    llvq("quantize", "model.pt", *SIZE, "-o", "model.nvfp4", "--force", folder=folder)
+    llvq("quantize", "model.pt", "-o", "model.nvfp4", "--force", folder=folder)
     llvq("compare", "model.pt", "model.nvfp4", "-o", "report", folder=folder)
     llvq("export", "model.nvfp4", "--target", "cpu", "-o", "model.llvq", "--force", folder=folder)
     llvq("verify", "model.llvq", folder=folder)

@@ -52,9 +52,13 @@ def write_random_checkpoint(folder: str | PathLike[str], config: ModelConfig, *,
     dit = folder / "model.pt"
     weights = {f"model.{k}": v for k, v in _random(dit_specs(config.dit), seed=seed).items()}
     torch.save({"generator": weights}, dit)
+    stride = (config.vae or VaeConfig()).spatial_stride
     _write_json(
         folder / "config.json",
         {
+            "random_weights": True,
+            "height": config.latent_hw[0] * stride,
+            "width": config.latent_hw[1] * stride,
             "num_heads": config.dit.num_heads,
             "text_len": config.dit.text_len,
             "stream": asdict(config.stream),

@@ -40,12 +40,12 @@ def test_a_glob_that_keeps_nothing_is_named(
     assert summarize(misspelt, make_weights(tiny_config)).unused_globs == ("*.haed",)
 
 
-SUMMARY = WeightSummary(20, {"*head": 1}, ("*.haed",), 4096, 1024)
+SUMMARY = WeightSummary(20, {"*head": 1}, ("*.haed",), {"dit": (4096, 1024), "vae": (512, 512)})
 
 
 def test_the_ratio_is_before_over_after() -> None:
-    assert SUMMARY.ratio == 4.0 and SUMMARY.to_dict()["ratio"] == 4.0
-    assert WeightSummary(0, {}, (), 0, 0).ratio == 1.0
+    assert SUMMARY.ratio == 3.0 and SUMMARY.to_dict()["ratio"] == 3.0
+    assert WeightSummary(0, {}, (), {}).ratio == 1.0
 
 
 def test_a_line_per_glob(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,8 @@ def test_a_line_per_glob(capsys: pytest.CaptureFixture[str]) -> None:
         "linears in NVFP4 20",
         "kept by *head 1",
         "globs that kept nothing *.haed",
-        "weights 4.0 KiB -> 1.0 KiB (4.00x smaller)",
+        "weights of dit 4.0 KiB -> 1.0 KiB (4.00x smaller)",
+        "weights of vae 512 B",
     ]
     print_summary(replace(SUMMARY, unused_globs=()))
     assert "nothing" not in capsys.readouterr().out
