@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import pytest
@@ -25,6 +25,15 @@ from llvq.sources import DictSource
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accept", action="store_true", help="write golden texts anew")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are three times slower on two threads, and worse on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class EagerRollout:
@@ -184,7 +193,19 @@ def make_whole_weights() -> Callable[[ModelConfig], DictSource]:
 
 @pytest.fixture(scope="session")
 def whole_config(tiny_config: ModelConfig) -> ModelConfig:
-    vae = VaeConfig(dim=8, dec_dim=8, z_dim=8, latent_mean=(0.0,) * 8, latent_std=(1.0,) * 8)
+    """The tiny model with a text encoder of one layer, and a VAE of three levels instead of four:
+    a third fewer nodes to compile. The golden VAE of tests/runtime/test_decoder.py has all four."""
+    vae = VaeConfig(
+        dim=8,
+        dec_dim=8,
+        z_dim=8,
+        dim_mult=(1, 2, 2),
+        num_res_blocks=1,
+        temporal_downsample=(True, True),
+        latent_mean=(0.0,) * 8,
+        latent_std=(1.0,) * 8,
+        spatial_stride=8,
+    )
     text = TextConfig(vocab_size=40, dim=32, attn_dim=32, ffn_dim=64, num_heads=2, num_layers=1)
     return replace(tiny_config, vae=vae, text=text)
 

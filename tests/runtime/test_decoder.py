@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ BF16_LIKE = recipe_from_dict(
 )
 
 
+@cache
 def golden_executable(frames_per_chunk: int) -> tuple[Executable, dict[str, torch.Tensor]]:
     sizes = json.loads((DATA / "vae.json").read_text())
     io = load_file(DATA / "vae.io.safetensors")
