@@ -11,7 +11,7 @@ exported module returned.
 """
 
 from llvq.graphs.ops import installed_schemas, schema
-from llvq.graphs.read import attach, load, ops_used, weights
+from llvq.graphs.read import attach, load, ops_used, signature, weights
 from llvq.graphs.text import text
 from llvq.graphs.write import digest, digest_all, dump, module_path, source_line
 
@@ -25,6 +25,7 @@ __all__ = [
     "module_path",
     "ops_used",
     "schema",
+    "signature",
     "source_line",
     "text",
     "weights",

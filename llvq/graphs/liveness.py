@@ -17,6 +17,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
+from llvq.graphs.on_meta import run_on_meta
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -33,9 +35,12 @@ class _Lifetime:
     last: int
 
 
-def peak(gm: GraphModule) -> Peak:
-    """Inputs and weights do not count: their owner holds them. Outputs live to the end."""
-    nodes, values = list(gm.graph.nodes), run_on_meta(gm)
+def peak(gm: GraphModule, values: Mapping[Node, Any] | None = None) -> Peak:
+    """Inputs and weights do not count: their owner holds them. Outputs live to the end.
+
+    `values` are those of `run_on_meta`, where the caller has them. Raises ArtifactError.
+    """
+    nodes, values = list(gm.graph.nodes), run_on_meta(gm) if values is None else values
     held = {_key(t) for node in nodes if node.op in ("placeholder", "get_attr")
             for t in _tensors(values[node])}  # fmt: skip
     lifetimes: dict[int, _Lifetime] = {}
@@ -48,26 +53,6 @@ def peak(gm: GraphModule) -> Peak:
     live = list(accumulate(_changes(lifetimes.values(), len(nodes))))
     top = max(range(len(nodes)), key=live.__getitem__)
     return Peak(live[top], nodes[top].name)
-
-
-def run_on_meta(gm: GraphModule) -> Mapping[Node, Any]:
-    """The value of every node, computed on `meta` from the recorded values of the inputs."""
-    values: dict[Node, Any] = {}
-    for node in gm.graph.nodes:
-        if node.op in ("placeholder", "get_attr"):
-            values[node] = _on_meta(node.meta["val"])
-            continue
-        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        with torch.inference_mode():
-            values[node] = args[0] if node.op == "output" else node.target(*args, **kwargs)
-    return values
-
-
-def _on_meta(value: Any) -> Any:
-    """A tensor with a storage of its own, of the shape and dtype recorded."""
-    if not isinstance(value, torch.Tensor):
-        return value
-    return torch.empty(value.shape, dtype=value.dtype, device="meta")
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -23,6 +23,21 @@ def ops_used(document: Any) -> set[str]:
     return {r.target for r in parse(document) if r.op == "call_function"} - set(OPERATORS)
 
 
+def signature(document: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Dtypes and shapes of what a stage graph takes and of what it returns, a flat tuple.
+
+    Builds nothing. Raises ArtifactError.
+    """
+    records = parse(document)
+    values = {r.name: r.val for r in records}
+    results = records[-1].args[0]
+    returned = results.get("tuple") if isinstance(results, Mapping) else None
+    if not isinstance(returned, list) or not all(_is_node(item, values) for item in returned):
+        raise bad_graph("the graph does not return a tuple of nodes")
+    inputs = [_spec(r.name, r.val) for r in records if r.op == "placeholder"]
+    return inputs, [_spec(item["node"], values[item["node"]]) for item in returned]
+
+
 def load(document: Any, *, device: torch.device | str) -> GraphModule:
     """The graph, its device arguments on `device`, its weights unset (on `meta`).
 
@@ -80,6 +95,21 @@ def attach(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> None:
         owner = gm.get_submodule(path)
         delattr(owner, leaf)
         owner.register_buffer(leaf, tensors[name].detach())
+
+
+def _is_node(item: Any, values: Mapping[str, Any]) -> bool:
+    name = item.get("node") if isinstance(item, Mapping) else None
+    return isinstance(name, str) and name in values
+
+
+def _spec(name: str, encoded: Any) -> TensorSpec:
+    try:
+        value = decode_val(encoded)
+    except ValueError as error:
+        raise bad_graph(str(error), where=f"node {name}") from error
+    if not isinstance(value, torch.Tensor):
+        raise bad_graph("it is not a tensor", where=f"node {name}")
+    return TensorSpec(value.dtype, tuple(value.shape))
 
 
 def _target(record: Record) -> Callable[..., Any] | str:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.fx import Graph, GraphModule, Node
 
 from llvq.compiler import Compiled
-from llvq.graphs.liveness import peak, run_on_meta
+from llvq.graphs.liveness import peak
+from llvq.graphs.on_meta import run_on_meta
 
 aten = torch.ops.aten
 ROW = 64  # bytes of one value below: fp32 [4, 4]
