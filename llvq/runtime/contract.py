@@ -10,6 +10,13 @@ import torch
 
 from llvq.errors import ContractError
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "dtype": str,
+    "rate": str,
+    "shape": (list, tuple),
+    "allowed": (list, tuple),
+}
 Rate = Literal["prompt", "step", "chunk", "call", "emit"]
 
 
@@ -31,7 +38,9 @@ class InputSpec:
     def __post_init__(self) -> None:
         if self.rate not in get_args(Rate):
             raise _bad_spec(self.name, f"{self.rate!r} is none of the rates {get_args(Rate)}")
-        if (None in self.shape) != bool(self.allowed) or self.shape.count(None) > 1:
+        sizes = [size for size in (*self.shape, *self.allowed) if size is not None]
+        legal = all(type(size) is int and size >= 0 for size in sizes)
+        if not legal or (None in self.shape) != bool(self.allowed) or self.shape.count(None) > 1:
             raise _bad_spec(self.name, f"shape {self.shape} with allowed sizes {self.allowed}")
 
     @property
@@ -45,9 +54,15 @@ class InputSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
+        """The inverse of `to_dict`. Raises ContractError, whatever is in `data`."""
+        if not isinstance(data, Mapping):
+            raise _bad_spec("?", f"it is a {type(data).__name__}")
         name = str(data.get("name"))
         if surplus := data.keys() ^ cls.__dataclass_fields__.keys():
             raise _bad_spec(name, f"missing or unknown entries: {', '.join(sorted(surplus))}")
+        for key, kind in _TYPES.items():
+            if not isinstance(data[key], kind):
+                raise _bad_spec(name, f"{key} is a {type(data[key]).__name__}")
         dtype = getattr(torch, data["dtype"], None)
         if not isinstance(dtype, torch.dtype):
             raise _bad_spec(name, f"torch has no dtype {data['dtype']!r}")

@@ -78,6 +78,13 @@ def test_specs_survive_a_manifest(spec: InputSpec) -> None:
         {"shape": [4]},
         {"shape": [None, None]},
         {"device": "cuda"},
+        {"dtype": None},
+        {"rate": []},
+        {"shape": None},
+        {"shape": [None, -1]},
+        {"shape": [None, 1.5]},
+        {"allowed": [True]},
+        {"allowed": ["3"]},
     ],
     ids=str,
 )
@@ -90,6 +97,13 @@ def test_missing_entries_are_refused() -> None:
     with pytest.raises(ContractError, match="description of input latent") as caught:
         InputSpec.from_dict({"name": "latent"})
     assert "dtype" in str(caught.value)
+
+
+def test_what_is_no_description_is_refused() -> None:
+    with pytest.raises(ContractError, match="description of input"):
+        InputSpec.from_dict([1])  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="description of input 3"):
+        InputSpec.from_dict({**PAGES.to_dict(), "name": 3})
 
 
 def test_a_check_takes_microseconds() -> None:

@@ -1,8 +1,7 @@
-"""Stages check what they are given; facts survive the manifest."""
+"""Stages check what they are given."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from llvq.compiler import Compiled, instantiate
 from llvq.errors import ArtifactError, ContractError
 from llvq.models.config import ModelConfig
-from llvq.runtime.executable import Executable, PageSpec, RunFacts
+from llvq.runtime.executable import Executable
 from llvq.sources import DictSource
 
 
@@ -42,30 +41,3 @@ def test_a_stage_that_is_not_there(executable: Executable) -> None:
     with pytest.raises(ArtifactError, match="no 'encode_text' stage") as caught:
         executable.stage("encode_text")
     assert "denoise" in str(caught.value)
-
-
-def test_facts_survive_json(compiled_nvfp4: Compiled) -> None:
-    facts = compiled_nvfp4.facts
-    assert RunFacts.from_dict(json.loads(json.dumps(facts.to_dict()))) == facts
-
-
-@pytest.mark.parametrize("change", ["missing", "unknown"])
-def test_facts_of_another_version_are_refused(compiled_nvfp4: Compiled, change: str) -> None:
-    document = compiled_nvfp4.facts.to_dict()
-    if change == "missing":
-        del document["steps"]
-    else:
-        document["speed"] = 2
-    with pytest.raises(ArtifactError, match="do not fit") as caught:
-        RunFacts.from_dict(document)
-    assert "steps" in str(caught.value) or "speed" in str(caught.value)
-
-
-def test_sizes_follow_from_the_facts(compiled_nvfp4: Compiled) -> None:
-    facts = compiled_nvfp4.facts
-    assert facts.pixel_hw == (64, 96) and facts.torch_dtype == torch.bfloat16
-
-
-def test_pages_are_counted_in_bytes() -> None:
-    pages = PageSpec("x", 2, (("a", "uint8", (2, 3)), ("b", "float32", (5,))))
-    assert pages.nbytes == 6 + 20

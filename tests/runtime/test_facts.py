@@ -1,0 +1,92 @@
+"""Facts survive the manifest; facts that no model has are refused, all of them in one error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from llvq.compiler import Compiled
+from llvq.errors import ArtifactError
+from llvq.runtime.facts import PageSpec, RunFacts
+
+
+@pytest.fixture
+def document(compiled_nvfp4: Compiled) -> dict[str, Any]:
+    return json.loads(json.dumps(compiled_nvfp4.facts.to_dict()))
+
+
+def test_facts_survive_json(compiled_nvfp4: Compiled, document: dict[str, Any]) -> None:
+    assert RunFacts.from_dict(document) == compiled_nvfp4.facts
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_facts_of_another_version_are_refused(document: dict[str, Any], change: str) -> None:
+    if change == "missing":
+        del document["steps"]
+    else:
+        document["speed"] = 2
+    with pytest.raises(ArtifactError, match="do not fit") as caught:
+        RunFacts.from_dict(document)
+    assert "steps" in str(caught.value) or "speed" in str(caught.value)
+
+
+def test_every_wrong_fact_is_named_in_one_error(document: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        RunFacts.from_dict(document | {"steps": 0, "dtype": "int8", "fps": True})
+    assert all(text in str(caught.value) for text in ("dtype is 'int8'", "fps is True", "steps is"))
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**15, 1.5, "x", [], {}, [1, "x"]], ids=str)
+@pytest.mark.parametrize("name", RunFacts.__dataclass_fields__)
+def test_no_fact_is_taken_as_it_comes(document: dict[str, Any], name: str, value: Any) -> None:
+    legal = {
+        "loops": [[]],
+        "multi_shot_rope_offset": [-1, 10**15, 1.5],
+        "multi_shot_sink": [True],
+        "relative_rope": [True],
+        "scene_cut_prefix": ["x"],
+        "shift": [10**15, 1.5],
+    }
+    if any(value == kept and type(value) is type(kept) for kept in legal.get(name, [])):
+        return
+    with pytest.raises(ArtifactError, match="run facts"):
+        RunFacts.from_dict(document | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"window_frames": 7}, "window_frames 7 is not whole chunks of 2 frames"),
+        ({"sink_frames": 8}, "has no room to roll"),
+    ],
+)
+def test_facts_that_contradict_each_other(
+    document: dict[str, Any], change: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        RunFacts.from_dict(document | change)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [["codes"], ["codes", "uint9", [1]], ["codes", "uint8", [-1]], ["codes", "uint8", [2**20] * 9]],
+    ids=str,
+)
+def test_pages_that_cannot_be(document: dict[str, Any], tensor: list[Any]) -> None:
+    pages = document["pages"] | {"tensors": [tensor]}
+    with pytest.raises(ArtifactError, match="run facts"):
+        RunFacts.from_dict(document | {"pages": pages})
+
+
+def test_sizes_follow_from_the_facts(compiled_nvfp4: Compiled) -> None:
+    facts = compiled_nvfp4.facts
+    assert facts.pixel_hw == (64, 96) and facts.torch_dtype == torch.bfloat16
+
+
+def test_pages_are_counted_in_bytes() -> None:
+    pages = PageSpec("x", 2, (("a", "uint8", (2, 3)), ("b", "float32", (5,))))
+    assert pages.nbytes == 6 + 20
