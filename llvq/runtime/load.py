@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 import llvq.dialect  # noqa: F401  (graphs call its ops)
 from llvq import graphs
 from llvq.artifact import Box, open_box
-from llvq.runtime.contract import InputSpec
-from llvq.runtime.executable import CompiledStage, Executable, RunFacts
+from llvq.artifact.records import check_records
+from llvq.errors import ArtifactError
+from llvq.graphs.liveness import peak
+from llvq.graphs.on_meta import check_values, run_on_meta
+from llvq.runtime.executable import CompiledStage, Executable
+from llvq.runtime.fit import check_fit, located, misfit
 
 TARGET_DEVICES = {"cpu": "cpu"}
 
@@ -30,7 +36,10 @@ def op_table(names: Collection[str] | None = None) -> dict[str, str]:
 
 def open_checked(path: str | Path, *, hash_weights: bool = True, **options: Any) -> Box:
     """Open a box after all checks. Raises ArtifactError; executes nothing of it."""
-    return open_box(path, known_ops=op_table(), hash_weights=hash_weights, **options)
+    box = open_box(path, known_ops=op_table(), hash_weights=hash_weights, **options)
+    check_records(box.manifest, where=str(box.path))
+    check_fit(box)
+    return box
 
 
 def load(path: str | Path, *, hash_weights: bool = True) -> Executable:
@@ -42,30 +51,77 @@ def load(path: str | Path, *, hash_weights: bool = True) -> Executable:
 
 
 def executable(box: Box, device: str) -> Executable:
-    """Build every stage of an open box on a device."""
+    """Build every stage of an open box on a device.
+
+    Raises ArtifactError: graphs that do not do what they say, weights that are not theirs, more
+    memory than the machine has. Nothing runs, and no weight is read, before all of it fits.
+    """
+    facts, stages = check_fit(box)
+    documents = {name: box.graph(name) for name in stages}
     tensors = box.tensors(device=device)
+    read: set[str] = set()
+    for name, document in documents.items():
+        read |= _rehearse(box, name, document, device)
+    if differing := sorted(read ^ set(tensors)):
+        raise misfit(box, [f"weight {name} is {_side(name, read)}" for name in differing])
     shared: dict[str, torch.Tensor] = {}
-    stages = {
-        name: _stage(box, name, entry, tensors, shared, device)
-        for name, entry in box.manifest["stages"].items()
-    }
-    return Executable(stages, RunFacts.from_dict(box.manifest["state"]), torch.device(device))
+    built = {}
+    for name, stage in stages.items():
+        graph = _graph(box, name, documents[name], tensors, shared, device)
+        built[name] = CompiledStage(name, graph, stage.inputs, tuple(stage.outputs))
+    return Executable(built, facts, torch.device(device))
 
 
-def _stage(
+def _side(name: str, read: Collection[str]) -> str:
+    return "in no file" if name in read else "read by no graph"
+
+
+def _rehearse(box: Box, name: str, document: Any, device: str) -> set[str]:
+    """Run a stage without its bytes; gives the names of its weights."""
+    try:
+        graph = graphs.load(document, device="meta")
+        values = run_on_meta(graph)
+        check_values(graph, values)
+        needed = peak(graph, values).nbytes
+    except ArtifactError as error:
+        raise located(box, error, f"stage {name}") from error
+    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    needed += sum(value.nbytes for value in inputs)
+    available = memory_of(device)
+    if needed > available:
+        raise ArtifactError(
+            f"stage {name} does not fit into memory",
+            where=str(box.path),
+            because=f"it needs {needed / 2**30:.1f} GiB besides its weights, {device} has "
+            f"{available / 2**30:.1f}",
+            fix="use a machine with more, or quantize for a smaller video: --height, --width",
+        )
+    return set(graphs.weights(graph))
+
+
+def memory_of(device: str) -> int:
+    """All memory of a device in bytes, free or not."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _graph(
     box: Box,
     name: str,
-    entry: Mapping[str, Any],
+    document: Any,
     tensors: Mapping[str, torch.Tensor],
     shared: dict[str, torch.Tensor],
     device: str,
-) -> CompiledStage:
-    """One stage; a weight that several stages read is loaded once."""
-    graph = graphs.load(box.graph(name), device=device)
+) -> GraphModule:
+    """One stage with its weights; a weight that several stages read is loaded once."""
+    graph = graphs.load(document, device=device)
     wanted = graphs.weights(graph)
     for weight in wanted:
         if weight not in shared:
             shared[weight] = tensors[weight]
-    graphs.attach(graph, {weight: shared[weight] for weight in wanted})
-    inputs = tuple(InputSpec.from_dict(spec) for spec in box.manifest["contract"][name])
-    return CompiledStage(name, graph, inputs, tuple(entry["outputs"]))
+    try:
+        graphs.attach(graph, {weight: shared[weight] for weight in wanted})
+    except ArtifactError as error:
+        raise located(box, error, f"stage {name}") from error
+    return graph

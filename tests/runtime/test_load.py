@@ -1,12 +1,15 @@
-"""A box becomes an executable: which boxes, and what its stages share. On whole boxes: test_box."""
+"""A box becomes an executable: which boxes, what its stages share, and that
+graphs and weights are what they say. On whole boxes: test_box."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save
 
 from llvq import graphs
 from llvq.backends.base import CPU
@@ -14,8 +17,13 @@ from llvq.box import export_box, write_program
 from llvq.compiler import Compiled
 from llvq.errors import ArtifactError
 from llvq.models.config import ModelConfig
-from llvq.runtime.load import load, op_table, open_checked
+from llvq.runtime.load import load, memory_of, op_table, open_checked
 from llvq.sources import DictSource
+
+if TYPE_CHECKING:
+    from .conftest import Forger
+
+SHARD = "weights/weights-00001.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +85,73 @@ def test_schemas_count_for_our_ops_alone() -> None:
         "llvq.rope.default": graphs.schema("llvq.rope.default"),
     }
     assert found.items() <= op_table().items()
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        load(path)
+    assert str(caught.value).count("\n") == 3 and str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def call(target: str, *args: Any, val: Any) -> dict[str, Any]:
+    node = {"name": "evil", "op": "call_function", "target": target, "args": list(args)}
+    return {**node, "kwargs": {}, "val": val, "module": "", "source": "", "llvq": None}
+
+
+def with_weights(forger: Forger, change: str) -> str:
+    """The name of the weight that was changed."""
+    tensors = {name: t.clone() for name, t in load_file(forger.path / SHARD).items()}
+    name = min(name for name in tensors if name.endswith("bias"))
+    if change == "missing":
+        del tensors[name]
+    elif change == "surplus":
+        tensors["more"] = torch.zeros(2)
+    elif change == "misshapen":
+        tensors[name] = torch.zeros(3)
+    forger.file(SHARD, save(tensors))
+    return "more" if change == "surplus" else name
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("missing", "is in no file"),
+        ("surplus", "is read by no graph"),
+        ("misshapen", "is torch.float32 [3]"),
+    ],
+)
+def test_weights_that_are_not_of_the_graphs(forger: Forger, change: str, problem: str) -> None:
+    name = with_weights(forger, change)
+    text = refused(forger.path)
+    assert problem in text and name in text
+
+
+def test_a_graph_that_would_fill_any_memory(forger: Forger) -> None:
+    bomb = call("aten.zeros.default", [2**44], val={"tensor": ["float32", [2**44]]})
+    forger.graph("modulate", lambda nodes: nodes.insert(len(nodes) - 1, bomb))
+    assert "stage modulate does not fit into memory" in refused(forger.path)
+
+
+def test_a_graph_that_hides_what_it_would_fill(forger: Forger) -> None:
+    bomb = call("aten.zeros.default", [2**44], val={"tensor": ["float32", [1]]})
+    forger.graph("modulate", lambda nodes: nodes.insert(len(nodes) - 1, bomb))
+    assert "it gives float32 [17592186044416], and is recorded as float32 [1]" in refused(
+        forger.path
+    )
+
+
+def test_a_graph_that_multiplies_text(forger: Forger) -> None:
+    bomb = call("operator.mul", "x", 2**44, val=None)
+    forger.graph("modulate", lambda nodes: nodes.insert(len(nodes) - 1, bomb))
+    assert "it takes numbers" in refused(forger.path)
+
+
+def test_a_graph_that_writes_files(forger: Forger) -> None:
+    save_it = call("aten.save.default", [], "stolen", val=None)
+    forger.graph("modulate", lambda nodes: nodes.insert(len(nodes) - 1, save_it))
+    assert "aten.save.default is unknown" in refused(forger.path)
+
+
+def test_memory_is_that_of_the_machine() -> None:
+    assert 2**28 < memory_of("cpu") < 2**50
