@@ -121,7 +121,9 @@ class BoxWriter:
             because="a box is not overwritten unless asked for"
             if is_box
             else "it is not a box, and only a box is overwritten",
-            fix="add --overwrite, or name another path" if is_box else "name another path",
+            fix="add --force (overwrite=True in Python), or name another path"
+            if is_box
+            else "name another path",
         )
 
     def _place(self, name: str) -> Path:
