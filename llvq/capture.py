@@ -66,24 +66,8 @@ def from_exported(exported: torch.export.ExportedProgram, *, rates: Mapping[str,
     """
     gm = _plain(exported.module(check_guards=False))
     _forget_device(gm.graph)
-    specs = []
-    for node in gm.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor):
-            if node.users:
-                raise CaptureError(
-                    f"input {node.name!r} is not a tensor",
-                    because="its value is compiled in as a constant, so it cannot be an input",
-                    fix="export the module without that argument",
-                )
-            gm.graph.erase_node(node)
-            continue
-        rate = rates.get(node.name, "call")
-        specs.append(InputSpec(node.name, value.dtype, tuple(value.shape), rate))
+    specs = _tensor_inputs(gm.graph, rates)
     gm.recompile()
-    _check_static(specs)
     names = [spec.name for spec in specs]
     for name in rates:
         if name not in names:
@@ -159,6 +143,28 @@ def _plain(gm: GraphModule) -> GraphModule:
     return plain
 
 
+def _tensor_inputs(graph: Graph, rates: Mapping[str, Rate]) -> list[InputSpec]:
+    """The inputs that are tensors; unused constants among the placeholders go."""
+    specs = []
+    for node in graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            if node.users:
+                raise CaptureError(
+                    f"input {node.name!r} is not a tensor",
+                    because="its value is compiled in as a constant, so it cannot be an input",
+                    fix="export the module without that argument",
+                )
+            graph.erase_node(node)
+            continue
+        rate = rates.get(node.name, "call")
+        _check_static(node.name, value.shape)
+        specs.append(InputSpec(node.name, value.dtype, tuple(value.shape), rate))
+    return specs
+
+
 def _forget_device(graph: Graph) -> None:
     """A model exported on a device names it where it makes tensors; a program names none."""
     for node in graph.nodes:
@@ -232,14 +238,13 @@ def _check_inputs(graph: Graph, specs: tuple[InputSpec, ...]) -> None:
             )
 
 
-def _check_static(specs: Sequence[InputSpec]) -> None:
-    for spec in specs:
-        if not all(type(size) is int for size in spec.shape):
-            raise CaptureError(
-                f"input {spec.name} has dynamic shape {spec.shape}",
-                because="llvq compiles one static shape per bucket",
-                fix="export without dynamic_shapes, once per size",
-            )
+def _check_static(name: str, shape: Sequence[object]) -> None:
+    if not all(type(size) is int for size in shape):
+        raise CaptureError(
+            f"input {name} has dynamic shape {tuple(shape)}",
+            because="llvq compiles one static shape per bucket",
+            fix="export without dynamic_shapes, once per size",
+        )
 
 
 def _copy_records(gm: GraphModule) -> dict[str, WeightRecord]:

@@ -54,6 +54,7 @@ def test_notes_of_every_reader_are_told(denoiser: Path) -> None:
 
 
 def test_the_size_is_what_was_asked_for_or_what_config_json_says(denoiser: Path) -> None:
+    edit_config(denoiser, height=704, width=1280)
     assert open_model(denoiser).config.latent_hw == (44, 80)
     edit_config(denoiser, height=64, width="96")
     assert open_model(denoiser).config.latent_hw == (4, 6)

@@ -127,34 +127,41 @@ def test_the_same_program_gives_the_same_rows_and_text(program: Program) -> None
     assert program.digest() == twin.digest() and program.diff(twin) == ""
 
 
-def mask_attention(program: Program) -> str:
-    """Give one attention a mask, which no rule knows. Returns its module path."""
-    sdpa = torch.ops.aten.scaled_dot_product_attention.default
+def break_norm(program: Program) -> str:
+    """Scale one norm by 2 + scale, which no rule knows. Returns its module path."""
     graph = program.graph.graph
-    node = next(n for n in graph.nodes if n.target is sdpa)
-    with graph.inserting_before(node):
-        mask = graph.call_function(torch.ops.aten.zeros.default, ([12, 1],))
-        mask.kwargs = {"dtype": torch.bool}
-        mask.meta["val"] = torch.empty(12, 1, dtype=torch.bool, device="meta")
-    node.args = (*node.args[:3], mask)
-    return "dit.blocks.0.self_attn"
+    norm = next(n for n in graph.nodes if n.target is torch.ops.aten.layer_norm.default)
+    plus_one = next(
+        n for n in norm.graph.nodes if n.target is torch.ops.aten.add.Tensor and n.args[1] == 1
+    )
+    plus_one.args = (plus_one.args[0], 2)
+    return "dit.blocks.0"
 
 
 def test_a_miss_ends_the_compilation(program: Program) -> None:
-    path = mask_attention(program)
-    with pytest.raises(MissError, match="rule attention left 1 of 4 sites") as caught:
+    path = break_norm(program)
+    with pytest.raises(MissError, match="rule norm-modulate left 1 of 5 sites") as caught:
         run(program, BF16, PIPELINE)
     _, at, because, fix = str(caught.value).splitlines()
-    assert path in at and "dit.py:" in at and "scaled_dot_product_attention" in at
-    assert "argument 'attn_mask' is zeros" in because
-    assert f'[allow_miss."raise-attention"] "{path}"' in fix
+    assert path in at and "dit.py:" in at and "layer_norm" in at
+    assert "expected 1, found 2" in because
+    assert f'[allow_miss."raise-norm-modulate"] "{path}"' in fix
 
 
-@pytest.mark.parametrize("glob", ["dit.blocks.0.self_attn", "dit.blocks.*.self_attn", "*"])
+def test_a_miss_that_later_passes_need_cannot_be_accepted(program: Program) -> None:
+    sdpa = torch.ops.aten.scaled_dot_product_attention.default
+    node = next(n for n in program.graph.graph.nodes if n.target is sdpa)
+    node.args = (*node.args[:3], None, 0.5)
+    with pytest.raises(MissError, match="rule attention left 1 of 4 sites") as caught:
+        run(program, BF16, PIPELINE)
+    assert "write the model so that it matches" in str(caught.value)
+
+
+@pytest.mark.parametrize("glob", ["dit.blocks.0", "dit.blocks.*", "*"])
 def test_a_miss_can_be_accepted_by_glob_and_is_reported(program: Program, glob: str) -> None:
-    mask_attention(program)
-    recipe = replace(BF16, allow_miss={"raise-attention": {glob: "a masked layer"}})
-    tolerant = Options(stop_after="raise-attention")
+    break_norm(program)
+    recipe = replace(BF16, allow_miss={"raise-norm-modulate": {glob: "an odd layer"}})
+    tolerant = Options(stop_after="raise-norm-modulate")
     result = run(program, recipe, PIPELINE, tolerant)
     (book,) = result.reports[-1].books
     assert book.tolerated == {glob: 1} and book.balanced
