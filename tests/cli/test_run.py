@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -51,6 +51,15 @@ def test_two_prompts_become_a_video(box: Typed, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model.mp4"]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A shell makes what it starts in the background ignore SIGINT, and its children with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
     words = ("run", str(box.path), "--prompt", "a red kite", "--seconds", "600")
     command = [sys.executable, "-m", "llvq", *words]
@@ -60,7 +69,10 @@ def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
             time.sleep(0.05)
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert os.listdir(tmp_path) == []
