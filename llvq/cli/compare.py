@@ -25,7 +25,7 @@ def compare(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", help="One per shot. Repeatable.")
     ] = None,
-    chunks: Annotated[int, typer.Option(min=1, help="Length of the video.")] = 3,
+    chunks: Annotated[int, typer.Option(min=1, max=10_000, help="Length of the video.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the noise, for both sides.")] = 0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps. Default: as trained.")

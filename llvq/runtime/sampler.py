@@ -37,10 +37,16 @@ class Schedule:
 def schedule(steps: int, shift: float) -> Schedule:
     """The schedule of `steps` model calls. Larger `shift` spends them at higher noise.
 
-    Raises SessionError for fewer than one step or a shift that is not positive.
+    Raises SessionError for fewer than one step, more than 1000, or a shift that is not positive.
     """
     if steps < 1:
         raise SessionError(f"{steps} sampling steps", fix="use 1 step or more (LongLive-2.0: 4)")
+    if steps > TRAIN_TIMESTEPS:
+        raise SessionError(
+            f"{steps} sampling steps",
+            because=f"the model was trained on {TRAIN_TIMESTEPS} timesteps",
+            fix=f"use {TRAIN_TIMESTEPS} steps or fewer (LongLive-2.0: 4)",
+        )
     if not shift > 0:
         raise SessionError(f"a shift of {shift}", fix="use a shift above 0 (LongLive-2.0: 5.0)")
     ramp = np.linspace(SIGMA_MAX, 0.0, steps + 1)

@@ -61,6 +61,7 @@ class Session:
         if not script:
             raise SessionError("the script is empty", fix="give one prompt per chunk")
         _check_noise(noise, executable, len(script))
+        check_seed(seed)
         self.facts, self.device = facts, executable.device
         self.script, self.noise, self.image = list(script), noise, image_latent
         self.decode_depth = decode_depth
@@ -122,6 +123,16 @@ class Session:
         index, chunk = item
         frames = self._decoder(chunk) if self._decoder is not None else None
         return Chunk(index, chunk.x0, frames)
+
+
+def check_seed(seed: int) -> None:
+    """A seed is 64 bits, signed or not. Raises SessionError."""
+    if not -(2**63) <= seed < 2**64:
+        raise SessionError(
+            f"seed {seed} is too large",
+            because="seeds have 64 bits",
+            fix="use --seed 0 to 2**64 - 1",
+        )
 
 
 def _check_noise(noise: Tensor | None, executable: Executable, chunks: int) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from llvq.errors import SessionError
 
+MAX_SECONDS = 86_400
+
 
 @dataclass(frozen=True)
 class Cue:
@@ -47,6 +49,12 @@ def chunks_for(seconds: float, fps: int, frames_per_chunk: int, temporal_stride:
     """
     if not 0 < seconds < math.inf:
         raise SessionError(f"{seconds} seconds is not a length", fix="ask for more than 0")
+    if seconds > MAX_SECONDS:
+        raise SessionError(
+            f"{seconds:g} seconds is longer than a day",
+            because="the whole script of a video is written before it begins",
+            fix=f"ask for {MAX_SECONDS} at most, or call set_prompt on one Session after another",
+        )
     frames, per_chunk = round(seconds * fps), frames_per_chunk * temporal_stride
     missing = temporal_stride - 1
     return max(1, -(-(frames + missing) // per_chunk))

@@ -117,7 +117,10 @@ def test_as_many_velocities_as_calls() -> None:
         advance(schedule(2, 5.0), 1, torch.zeros(1), [torch.zeros(1)])
 
 
-@pytest.mark.parametrize(("steps", "shift"), [(0, 5.0), (-1, 5.0), (4, 0.0), (4, float("nan"))])
+@pytest.mark.parametrize(
+    ("steps", "shift"),
+    [(0, 5.0), (-1, 5.0), (1001, 5.0), (10**12, 5.0), (4, 0.0), (4, float("nan"))],
+)
 def test_impossible_schedules_are_refused(steps: int, shift: float) -> None:
     with pytest.raises(SessionError, match=r"steps|shift") as caught:
         schedule(steps, shift)

@@ -115,9 +115,7 @@ def test_an_image_is_kept_as_the_first_frame(executable: Executable) -> None:
     facts = executable.facts
     image = torch.randn(1, 1, facts.latent_channels, *facts.latent_hw).to(facts.torch_dtype)
     chunk = next(
-        iter(
-            Session(executable, [prompt(executable)], image_latent=image, latents_only=True)
-        )
+        iter(Session(executable, [prompt(executable)], image_latent=image, latents_only=True))
     )
     assert torch.equal(chunk.latents[:, :1], image)
 
@@ -138,3 +136,14 @@ def test_an_error_in_the_decoder_reaches_the_consumer(executable: Executable) ->
 def test_an_empty_script_is_refused(executable: Executable) -> None:
     with pytest.raises(SessionError, match="script is empty"):
         Session(executable, [])
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, 10**30])
+def test_a_seed_of_more_than_64_bits_is_refused(executable: Executable, seed: int) -> None:
+    with pytest.raises(SessionError, match="is too large"):
+        Session(executable, [prompt(executable)], seed=seed)
+
+
+@pytest.mark.parametrize("seed", [2**64 - 1, -(2**63)])
+def test_every_seed_of_64_bits_is_taken(executable: Executable, seed: int) -> None:
+    Session(executable, [prompt(executable)], seed=seed)

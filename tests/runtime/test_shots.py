@@ -88,5 +88,11 @@ def test_what_is_no_length(seconds: float) -> None:
         chunks_for(seconds, 24, 8, 4)
 
 
+@pytest.mark.parametrize("seconds", [86_401.0, 1e9, 1e300])
+def test_a_script_of_more_than_a_day_is_not_written(seconds: float) -> None:
+    with pytest.raises(SessionError, match="longer than a day"):
+        chunks_for(seconds, 24, 8, 4)
+
+
 def test_less_than_a_frame_is_one_chunk() -> None:
     assert chunks_for(1e-6, 24, 8, 4) == 1
