@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llvq.cli import options
+
+if TYPE_CHECKING:
+    from llvq.artifact import Box
 
 
 def export(
@@ -47,4 +51,12 @@ def export(
         print_json({**fields, "checks": sorted(checks.vectors), "unchecked": dict(checks.skipped)})
     else:
         print(f"{path}   id {box_id[:16]}   target {target}, numerics {chosen.numerics}")
-        print(f'next: llvq run {path} --prompt "a red kite over the sea"')
+        print(next_step(opened, path))
+
+
+def next_step(program: Box, path: Path) -> str:
+    """What to type with a box that has no tokenizer, or no decoder, differs."""
+    has_tokenizer = "tokenizer/tokenizer.json" in program.manifest["files"]
+    what = '--prompt "a red kite over the sea"' if has_tokenizer else "--embeds FILE"
+    decoded = "" if "decode" in program.manifest["stages"] else " --latents-only"
+    return f"next: llvq run {shlex.quote(str(path))} {what}{decoded}"

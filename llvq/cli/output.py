@@ -41,20 +41,14 @@ def check_output(path: Path, *, force: bool, kind: Kind = "folder") -> None:
 
 
 def _check_replaceable(path: Path, *, force: bool, kind: Kind) -> None:
-    where = str(path.absolute())
-    if not force:
-        raise OutputError(
-            f"{path} is there already",
-            where=where,
-            because="nothing is overwritten unless asked for",
-            fix="add --force, or name another path with -o",
-        )
-    is_box = (path / "manifest.json").is_file()
-    alike = {"file": not path.is_dir(), "box": is_box, "folder": path.is_dir()}
-    if not alike[kind]:
-        raise OutputError(
-            f"{path} is not replaced, even with --force",
-            where=where,
-            because=NOT_ALIKE[kind],
-            fix="name another path with -o",
-        )
+    is_box = (path / "manifest.json").is_file() and not path.is_symlink()
+    alike = {"file": not path.is_dir(), "box": is_box, "folder": path.is_dir()}[kind]
+    if force and alike:
+        return
+    told = " is not replaced, even with --force" if force else " is there already"
+    raise OutputError(
+        f"{path}{told}",
+        where=str(path.absolute()),
+        because="nothing is overwritten unless asked for" if alike else NOT_ALIKE[kind],
+        fix="add --force, or name another path with -o" if alike else "name another path with -o",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,8 @@ def quantize(
     check_names(PIPELINE, debugging)
     if stop_after is None:
         check_output(path, force=force, kind="box")
+    if dump is not None:
+        check_output(dump, force=True)
     opened = options.open_video_model(
         model,
         vae=vae,
@@ -141,4 +144,4 @@ def _show(
     if written is None:
         note(f"stopped after {rows[-1]['name']}, before level staged: no program was written")
     elif not as_json:
-        print(f"{path}   id {written[:16]}\nnext: llvq export {path}")
+        print(f"{path}   id {written[:16]}\nnext: llvq export {shlex.quote(str(path))}")

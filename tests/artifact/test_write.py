@@ -185,3 +185,10 @@ def test_files_of_no_folder_of_the_format_are_a_mistake_of_ours(tmp_path: Path) 
 
 def test_the_module_says_its_version() -> None:
     assert artifact.FORMAT_VERSION == 1
+
+
+def test_the_way_to_overwrite_is_named_as_it_is_typed(tmp_path: Path) -> None:
+    write(tmp_path / "a.llvq")
+    with pytest.raises(OutputError) as caught:
+        write(tmp_path / "a.llvq")
+    assert "--force" in str(caught.value) and "overwrite=True" in str(caught.value)

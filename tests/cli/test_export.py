@@ -8,6 +8,8 @@ from pathlib import Path
 
 from typer.testing import Result
 
+from llvq.artifact import Box
+from llvq.cli.export import next_step
 from tests.cli.conftest import Typed
 
 Invoke = Callable[..., Result]
@@ -40,3 +42,14 @@ def test_a_box_is_no_program(invoke: Invoke, box: Typed) -> None:
     result = invoke("export", box.path, "-o", "other.llvq")
     assert result.exit_code == 4
     assert "this is a box, not a program" in result.stderr
+
+
+def test_what_to_type_next_fits_the_box(tmp_path: Path) -> None:
+    whole = {"files": {"tokenizer/tokenizer.json": {}}, "stages": {"decode": {}}}
+    assert next_step(Box(tmp_path, whole, ""), Path("a b.llvq")) == (
+        "next: llvq run 'a b.llvq' --prompt \"a red kite over the sea\""
+    )
+    bare = {"files": {}, "stages": {}}
+    assert next_step(Box(tmp_path, bare, ""), Path("m.llvq")) == (
+        "next: llvq run m.llvq --embeds FILE --latents-only"
+    )

@@ -97,6 +97,7 @@ def test_an_existing_output_is_not_overwritten_unless_asked_for(
     invoke: Invoke, denoiser: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "model.nvfp4").mkdir()
+    (tmp_path / "model.nvfp4" / "manifest.json").touch()
     result = invoke("quantize", denoiser)
     assert result.exit_code == 5
     assert "add --force" in result.stderr
@@ -142,3 +143,10 @@ def test_a_nan_weight_leaves_nothing_behind(invoke: Invoke, denoiser: Path, tmp_
     assert result.exit_code == 2
     assert "blocks.0.ffn.0.weight holds a NaN" in result.stderr
     assert os.listdir(tmp_path) == ["broken"]
+
+
+def test_a_dump_that_cannot_be_written_is_refused_at_once(
+    invoke: Callable[..., Result], denoiser: Path
+) -> None:
+    result = invoke("quantize", denoiser, *SIZE, "--dump", "no/such/folder")
+    assert result.exit_code == 5 and "has no folder to go to" in result.stderr
