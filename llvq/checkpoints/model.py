@@ -13,6 +13,7 @@ from llvq.checkpoints.text import read_text_encoder
 from llvq.checkpoints.vae import read_vae
 from llvq.errors import CheckpointError
 from llvq.models.config import DitConfig, ModelConfig, TextConfig, VaeConfig
+from llvq.runtime.prompts import PromptTokenizer
 from llvq.sources import JoinedSource, TensorSource
 
 
@@ -46,6 +47,8 @@ def open_model(
     vae_part = read_vae(bundle.vae) if bundle.vae else None
     text_part = read_text_encoder(bundle.text_encoder) if bundle.text_encoder else None
     _check_fit(dit.config, vae_part, text_part)
+    if bundle.tokenizer is not None:
+        PromptTokenizer(bundle.tokenizer, dit.config.text_len)  # refuses what is none
     config = ModelConfig(
         dit=dit.config,
         stream=read_stream(bundle.dit),

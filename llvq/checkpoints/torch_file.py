@@ -163,9 +163,13 @@ def _refusal(path: Path, error: BaseException) -> CheckpointError:
             fix="save its tensors alone, where the file is trusted: "
             "torch.save(model.state_dict(), 'model.pt')",
         )
+    # What pickle says of a file that never was one (KeyError: 101) helps nobody.
+    other = not _is_zip(path) and isinstance(inner, KeyError | pickle.UnpicklingError)
     return CheckpointError(
         f"{path.name} is damaged or not a torch checkpoint",
         where=str(path),
-        because=f"{type(inner).__name__}: {first}",
+        because="it is neither a zip archive nor a pickle, as torch.save writes"
+        if other
+        else f"{type(inner).__name__}: {first}",
         fix="download or copy it again, and compare its size and sha256 with the publisher's",
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MODEL = "Files of the model"
 SIZE = "Size of the video"
+MAX_PIXELS = 8192
 COMPILER = "Looking into the compiler"
 
 ModelPath = Annotated[
@@ -70,6 +71,12 @@ def video_size(height: int | None, width: int | None) -> tuple[int, int] | None:
         raise RecipeError(f"--{given} was given alone", fix=f"add --{missing}")
     if min(height, width) < 1:
         raise RecipeError(f"{height}x{width} is not a size", fix="use --height 704 --width 1280")
+    if max(height, width) > MAX_PIXELS:
+        raise RecipeError(
+            f"{height}x{width} is larger than any video",
+            because=f"llvq takes up to {MAX_PIXELS} pixels a side",
+            fix="use --height 704 --width 1280",
+        )
     return height, width
 
 

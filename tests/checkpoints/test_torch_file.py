@@ -111,3 +111,11 @@ def test_a_file_that_changes_while_it_is_read(
     (tmp_path / "y.pt").replace(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="changed while it was read"):
         source.read("a")
+
+
+@pytest.mark.parametrize("content", [b"hello\n" * 9, b"\xff\xd8\xff\xe0 JFIF", b"{}"])
+def test_what_never_was_a_checkpoint_is_told_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a torch checkpoint") as caught:
+        TorchSource(tmp_path / "x.pt")
+    assert "neither a zip archive nor a pickle" in str(caught.value)

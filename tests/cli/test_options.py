@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from llvq.checkpoints.model import VideoModel
+from llvq.checkpoints.model import VideoModel, open_model
 from llvq.cli.options import open_video_model, video_size
-from llvq.errors import RecipeError
+from llvq.errors import CheckpointError, RecipeError
 
 Open = Callable[..., VideoModel]
 
@@ -76,3 +76,14 @@ def test_what_is_missing_is_a_dash_and_a_note(
     assert lines[1:4] == ["vae           -", "text encoder  -", "tokenizer     -"]
     assert lines[4].startswith("video         64x96")
     assert lines[5:] == [f"note: {note}" for note in model.notes] != []
+
+
+def test_a_size_that_no_video_has_is_refused_before_the_capture() -> None:
+    with pytest.raises(RecipeError, match="larger than any video"):
+        video_size(10**7, 10**7)
+
+
+def test_what_is_no_tokenizer_is_refused(denoiser: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="not a readable tokenizer"):
+        open_model(denoiser, tokenizer=tmp_path / "tokenizer.json")
