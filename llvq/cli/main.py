@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -36,10 +38,12 @@ EXIT_CODES = """Exit codes:
     3  the compiler gave up: capture, a missed rewrite, an illegal graph
     4  a box or a target does not fit, or a check failed
     5  the output could not be written
-  130  interrupted
+  130  interrupted (Ctrl-C)
+  143  terminated (SIGTERM)
 """
 
 INTERRUPTED = 130
+TERMINATED = 143
 CODES = {"capture": 3, "miss": 3, "spec": 3, "artifact": 4, "target": 4, "output": 5}
 WRONG_INPUT = 2
 
@@ -93,5 +97,11 @@ def root(
     pass
 
 
+def terminate(signal_number: int, frame: FrameType | None) -> None:
+    """Leave by an exception, so that every writer removes what it has half written."""
+    raise SystemExit(TERMINATED)
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, terminate)
     app()

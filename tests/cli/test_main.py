@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from typer.testing import Result
 import llvq
 from llvq import errors
 from llvq.cli import main
-from tests.cli.conftest import type_command
+from tests.cli.conftest import Typed, type_command
 
 Invoke = Callable[..., Result]
 
@@ -80,3 +81,15 @@ def test_the_package_names_what_it_offers() -> None:
         assert getattr(llvq, name).__name__ == name
     with pytest.raises(AttributeError):
         _ = llvq.frobnicate  # type: ignore[attr-defined]
+
+
+def test_a_terminated_run_leaves_nothing_behind(box: Typed, tmp_path: Path) -> None:
+    words = ["run", str(box.path), "--prompt", "a kite", "--seconds", "600", "-o", "a.mp4"]
+    process = subprocess.Popen([sys.executable, "-m", "llvq", *words], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [path.name for path in tmp_path.iterdir()] == [".a.mp4.part"]
+    process.terminate()
+    assert process.wait(30) == main.TERMINATED
+    assert list(tmp_path.iterdir()) == []
