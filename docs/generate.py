@@ -36,6 +36,10 @@ KEYS: dict[str, tuple[str, str]] = {
     "linear.activation_rule": ("The same for the inputs of linears, at every call.", ""),
     "linear.exclude": ("Globs over the module paths of linears that stay in `dtype`.", "globs"),
     "kv.format": ("How pages of the KV cache are held; `none` keeps `dtype`.", ""),
+    "decode.latents_per_call": (
+        "Latent frames that one call of the VAE decodes; more are faster and need more memory.",
+        "divisors of the frames per chunk",
+    ),
     "allow_miss": ("Sites that a pass may leave alone.", "tables: pass, glob, reason"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {

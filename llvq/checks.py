@@ -103,6 +103,8 @@ def _input(spec: InputSpec, random: torch.Generator, stage: str) -> Tensor:
         return torch.zeros(min(1, max(spec.allowed)) if stage == "denoise" else 0).long()
     if spec.name.startswith(("pages.", "decode_state.")) or spec.name == "slot":
         return torch.zeros(spec.sizes).to(spec.dtype)
+    if spec.name == "decode_frames":
+        return torch.arange(spec.sizes[0])
     if not spec.dtype.is_floating_point:
         return torch.ones(spec.sizes, dtype=spec.dtype)
     noise = torch.randn(spec.sizes, generator=random)

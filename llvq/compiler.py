@@ -69,7 +69,8 @@ def compile_model(
     """
     check_tolerances(pipeline, recipe)
     dtype = getattr(torch, recipe.dtype)
-    program = capture_chunk(config, dtype)
+    latents = recipe.decode.latents_per_call
+    program = capture_chunk(config, dtype, latents_per_call=latents)
     result = run(program, recipe, pipeline, options)
     stages = stages_of(program)
     weights, constants = dict(program.weights), dict(program.constants)
@@ -154,6 +155,7 @@ def _facts(config: ModelConfig, recipe: Recipe, program: Program) -> RunFacts:
         text_dim=dit.text_dim,
         spatial_stride=vae.spatial_stride,
         temporal_stride=vae.temporal_stride,
+        latents_per_decode=recipe.decode.latents_per_call,
         pages=_page_spec(program.kv_pool),
         loops=tuple((loop.input, loop.output) for loop in program.loop_states),
         **schedule,

@@ -49,8 +49,8 @@ RUNS = {
     "modulate": "once per timestep, {calls} in all",
     "denoise": "{steps} times per chunk",
     "refresh": "once per chunk",
-    "decode_first": "once, first chunk",
-    "decode": "once per later chunk",
+    "decode_first": "once, first latents",
+    "decode": "{decodes} times per chunk",
 }
 # What the thread that denoises runs for a chunk, and what runs beside it, on its own thread.
 DENOISING = ("condition", "modulate", "denoise", "refresh")
@@ -145,7 +145,7 @@ def _plan(
         weights=weight_bytes(weight_specs(stages), chosen),
         state=_state(stages, facts),
         kv=kv_use(facts),
-        stages=tuple(_use(name, stages[name], facts.steps) for name in _in_order(stages)),
+        stages=tuple(_use(name, stages[name], facts) for name in _in_order(stages)),
         excluded=_excluded(stages, recipe),
     )
 
@@ -181,10 +181,15 @@ def _in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
-def _use(name: str, stage: Stage, steps: int) -> StageUse:
+def _use(name: str, stage: Stage, facts: RunFacts) -> StageUse:
     nodes, top = stage.graph.graph.nodes, peak(stage.graph)
     ops = Counter(op_name(node.target) for node in nodes if node.op == "call_function")
-    runs = RUNS.get(name, "once per chunk").format(steps=steps, calls=steps + 1)
+    counts = {
+        "steps": facts.steps,
+        "calls": facts.steps + 1,
+        "decodes": facts.frames_per_chunk // facts.latents_per_decode,
+    }
+    runs = RUNS.get(name, "once per chunk").format(**counts)
     most_common = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
     return StageUse(name, runs, len(nodes), most_common, top.nbytes, top.node)
 

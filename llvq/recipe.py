@@ -46,6 +46,13 @@ class KvRecipe:
 
 
 @dataclass(frozen=True)
+class DecodeRecipe:
+    """How frames are decoded. More latents per call are faster and need more memory."""
+
+    latents_per_call: int = 1
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All choices. `allow_miss` maps a pass name to {module glob: reason}."""
 
@@ -53,6 +60,7 @@ class Recipe:
     dtype: str = "bfloat16"
     linear: LinearRecipe = field(default_factory=LinearRecipe)
     kv: KvRecipe = field(default_factory=KvRecipe)
+    decode: DecodeRecipe = field(default_factory=DecodeRecipe)
     allow_miss: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +121,8 @@ def _convert(default: Any, value: Any, name: str) -> Any:
         fits, form = _is_tolerance(value), f'[{name}."pass"] and below it "module glob" = "why"'
     elif isinstance(default, tuple):
         fits, form = _is_strings(value), f'{name} = ["...", "..."]'
+    elif isinstance(default, int):
+        fits, form = type(value) is int, f"{name} = {default}"
     else:
         fits, form = isinstance(value, str), f'{name} = "..."'
     if not fits:

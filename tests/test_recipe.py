@@ -61,6 +61,7 @@ def test_what_a_box_records_reads_back(recipe: Recipe) -> None:
         ({"linaer": {}}, "linear"),
         ({"linear": {"weight_rul": "max"}}, "linear.weight_rule"),
         ({"kv": {"fromat": "fp8"}}, "kv.format"),
+        ({"decode": {"latents": 2}}, "decode.latents_per_call"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(
@@ -94,6 +95,8 @@ def test_an_unknown_rule_is_refused_with_the_nearest(
         ({"linear": {"exclude": "*head*"}}, "linear.exclude"),
         ({"linear": {"exclude": ["*head*", 3]}}, "linear.exclude"),
         ({"kv": {"format": True}}, "kv.format"),
+        ({"decode": {"latents_per_call": True}}, "decode.latents_per_call"),
+        ({"decode": {"latents_per_call": "2"}}, "decode.latents_per_call"),
         ({"allow_miss": "all"}, "allow_miss"),
         ({"allow_miss": {"raise-attention": "*"}}, "allow_miss"),
         ({"allow_miss": {"raise-attention": {"*": 1}}}, "allow_miss"),

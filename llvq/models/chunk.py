@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llvq.capture import capture
+from llvq.errors import RecipeError
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
 from llvq.models.stages import set_latent_statistics
@@ -28,6 +29,7 @@ RATES: dict[str, Rate] = {
     "history_k": "chunk",
     "history_v": "chunk",
     "sigma": "emit",
+    "decode_frames": "emit",
     "decode_state": "emit",
 }
 
@@ -49,17 +51,22 @@ class ChunkModel(nn.Module):
         history_k: list[Tensor],
         history_v: list[Tensor],
         sigma: Tensor | None = None,
+        decode_frames: Tensor | None = None,
         decode_state: list[Tensor] | None = None,
     ) -> dict[str, Any]:
-        """Shapes as in `CausalWanDit.forward`; sigma fp32 [B, C]; decode_state as the VAE's."""
+        """Shapes as in `CausalWanDit.forward`; sigma fp32 [B, C]; decode_state as the VAE's.
+
+        decode_frames int64 [n] are the latent frames of the chunk that one call decodes.
+        """
         velocity, keys, values = self.dit(
             latent, timestep, positions, prompt_embeds, history_k, history_v
         )
         outputs: dict[str, Any] = {"velocity": velocity, "keys": keys, "values": values}
-        if self.vae is not None and sigma is not None and decode_state is not None:
+        if self.vae is not None:
+            assert sigma is not None and decode_frames is not None and decode_state is not None
             # The fp32 sigma promotes: no cast of latent or velocity that would run per call.
             x0 = latent - sigma[:, :, None, None, None] * velocity
-            x0 = x0.to(latent.dtype).transpose(1, 2)
+            x0 = x0.index_select(1, decode_frames).to(latent.dtype).transpose(1, 2)
             for name, first in (("decode_first", True), ("decode", False)):
                 frames, state = self.vae.decode(x0, decode_state, first=first)
                 outputs[name] = {"frames": frames, "state": state}
@@ -75,7 +82,9 @@ def meta_model(config: ModelConfig, dtype: torch.dtype) -> ChunkModel:
     return model
 
 
-def example_inputs(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+def example_inputs(
+    config: ModelConfig, dtype: torch.dtype, latents_per_call: int = 1
+) -> dict[str, Any]:
     """Meta inputs of a chunk at the full window."""
     dit, stream = config.dit, config.stream
     frames, (height, width) = stream.frames_per_chunk, config.latent_hw
@@ -92,14 +101,21 @@ def example_inputs(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
     if config.vae is not None:
         inputs["sigma"] = _meta(torch.float32, 1, frames)
+        inputs["decode_frames"] = _meta(torch.int64, latents_per_call)
         shapes = decode_state_shapes(config.vae, config.latent_hw)
         inputs["decode_state"] = [_meta(dtype, *shape) for shape in shapes]
     return inputs
 
 
-def capture_chunk(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Program:
-    """Capture one chunk of the model. Takes seconds and no weight memory, at any size."""
-    inputs = example_inputs(config, dtype)
+def capture_chunk(
+    config: ModelConfig, dtype: torch.dtype = torch.bfloat16, *, latents_per_call: int = 1
+) -> Program:
+    """Capture one chunk of the model. Takes seconds and no weight memory, at any size.
+
+    One call of the decode stages takes `latents_per_call` latent frames of the chunk.
+    """
+    _check_divides(latents_per_call, config.stream.frames_per_chunk)
+    inputs = example_inputs(config, dtype, latents_per_call)
     layers = range(config.dit.num_layers)
     kv = [KvState(i, f"history_k.{i}", f"history_v.{i}", f"keys.{i}", f"values.{i}")
           for i in layers]  # fmt: skip
@@ -111,6 +127,19 @@ def capture_chunk(config: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> P
     rates = {name: rate for name, rate in RATES.items() if name in inputs}
     model = meta_model(config, dtype)
     return capture(model, inputs, rates=rates, kv_states=kv, loop_states=loops)
+
+
+def _check_divides(latents: int, frames: int) -> None:
+    if latents < 1 or frames % latents:
+        raise RecipeError(
+            f"decode.latents_per_call = {latents} does not divide a chunk",
+            because=f"a chunk has {frames} latent frames, and every call decodes as many",
+            fix=f"choose one of {', '.join(str(n) for n in divisors(frames))}",
+        )
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _meta(dtype: torch.dtype, *shape: int) -> Tensor:

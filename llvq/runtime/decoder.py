@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ class Decoder:
         self.first = executable.stage("decode_first")
         self.later = executable.stage("decode")
         self.loops = executable.facts.loops
+        self.latents_per_call = executable.facts.latents_per_decode
         names = {source for source, _ in self.loops}
         self.state = {
             spec.name: torch.zeros(spec.sizes, dtype=spec.dtype, device=executable.device)
@@ -27,16 +30,23 @@ class Decoder:
 
     def __call__(self, chunk: Denoised) -> Tensor:
         """Frames uint8 [T, H, W, 3] of the next chunk: 4C of them, 4C - 3 of the first."""
+        return torch.cat([frames_to_uint8(pixels) for pixels in self.pixels(chunk)])
+
+    def pixels(self, chunk: Denoised) -> Iterator[Tensor]:
+        """The same as pixels about [-1, 1], [1, 3, T, H, W], a few latents at a time."""
+        for latents in torch.arange(chunk.latent.shape[1]).split(self.latents_per_call):
+            yield self._decode(chunk, latents.to(chunk.latent.device))
+
+    def _decode(self, chunk: Denoised, latents: Tensor) -> Tensor:
         stage = self.later if self.started else self.first
         values = {
             "latent": chunk.latent,
             "velocity": chunk.velocity,
             "sigma": chunk.sigma,
+            "decode_frames": latents,
             **self.state,
         }
         outputs = stage(values)
-        self.state = {
-            target: outputs[source] for target, source in self.loops if source in outputs
-        }
+        self.state = {target: outputs[source] for target, source in self.loops if source in outputs}
         self.started = True
-        return frames_to_uint8(outputs[f"{stage.name}.frames"])
+        return outputs[f"{stage.name}.frames"]

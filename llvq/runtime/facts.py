@@ -56,6 +56,7 @@ class RunFacts:
     fps: int
     spatial_stride: int
     temporal_stride: int
+    latents_per_decode: int
     pages: PageSpec
     loops: tuple[tuple[str, str], ...] = ()
 
@@ -163,6 +164,7 @@ INTEGERS = {
     "fps": (1, 1000),
     "spatial_stride": (1, 1024),
     "temporal_stride": (1, 1024),
+    "latents_per_decode": (1, MAX_SIZE),
 }
 FLAGS = ("multi_shot_sink", "relative_rope")
 # What each number is above; all are finite.
@@ -184,6 +186,8 @@ def _contradictions(facts: RunFacts) -> list[str]:
         for name, frames in (("window_frames", window), ("sink_frames", sink))
         if frames % chunk
     ]
+    if chunk % facts.latents_per_decode:
+        problems.append(f"latents_per_decode {facts.latents_per_decode} does not divide {chunk}")
     try:
         PageTable(
             window_chunks=window // chunk,

@@ -173,6 +173,7 @@ def supplied_by_session(facts: RunFacts) -> dict[str, TensorSpec]:
         "latent": TensorSpec(dtype, latent),
         "velocity": TensorSpec(dtype, latent),
         "sigma": TensorSpec(torch.float32, (1, frames)),
+        "decode_frames": TensorSpec(table, (facts.latents_per_decode,)),
     }
 
 

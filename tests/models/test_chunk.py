@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llvq.errors import RecipeError
 from llvq.models.chunk import RATES, capture_chunk, example_inputs, meta_model
 from llvq.models.config import ModelConfig, VaeConfig
 from llvq.program import Program
@@ -31,7 +32,7 @@ def test_inputs_are_those_of_the_full_window(tiny_config: ModelConfig) -> None:
     assert inputs["latent"].shape == (1, 2, 8, 4, 6)
     assert inputs["positions"].shape == (2,) and inputs["positions"].dtype == torch.float64
     assert [k.shape for k in inputs["history_k"]] == [(1, 36, 2, 32)] * 2
-    assert set(inputs) == set(RATES) - {"sigma", "decode_state"}
+    assert set(inputs) == set(RATES) - {"sigma", "decode_frames", "decode_state"}
 
 
 def test_relative_positions_are_of_the_whole_window(tiny_config: ModelConfig) -> None:
@@ -67,3 +68,12 @@ def test_latent_statistics_are_real_and_the_rest_is_meta(with_vae: ModelConfig) 
 
 def test_constants_travel_with_the_program(decoding: Program) -> None:
     assert decoding.constants["vae.latent_std"].flatten().tolist() == [2.0] * 8
+
+
+@pytest.mark.parametrize("latents", [0, -1, 3])
+def test_a_decode_call_takes_a_whole_part_of_a_chunk(
+    tiny_config: ModelConfig, latents: int
+) -> None:
+    with pytest.raises(RecipeError, match="does not divide a chunk") as caught:
+        capture_chunk(tiny_config, latents_per_call=latents)
+    assert "choose one of 1, 2" in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 from llvq.compiler import compile_model, instantiate
 from llvq.models.chunk import meta_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig, VaeConfig
-from llvq.recipe import recipe_from_dict
+from llvq.recipe import DecodeRecipe, recipe_from_dict
+from llvq.runtime.decoder import Decoder
+from llvq.runtime.denoiser import Denoised
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import Prompt, Session
 from llvq.sources import DictSource, JoinedSource
@@ -25,7 +28,9 @@ BF16_LIKE = recipe_from_dict(
 
 
 @cache
-def golden_executable(frames_per_chunk: int) -> tuple[Executable, dict[str, torch.Tensor]]:
+def golden_executable(
+    frames_per_chunk: int, latents_per_call: int
+) -> tuple[Executable, dict[str, torch.Tensor]]:
     sizes = json.loads((DATA / "vae.json").read_text())
     io = load_file(DATA / "vae.io.safetensors")
     vae = VaeConfig(
@@ -39,7 +44,8 @@ def golden_executable(frames_per_chunk: int) -> tuple[Executable, dict[str, torc
                     text_dim=16, text_len=2)  # fmt: skip
     stream = StreamConfig(frames_per_chunk, 4 * frames_per_chunk, frames_per_chunk)
     config = ModelConfig(dit, stream, vae, None, tuple(sizes["latent_hw"]))
-    compiled = compile_model(config, BF16_LIKE)
+    recipe = replace(BF16_LIKE, decode=DecodeRecipe(latents_per_call))
+    compiled = compile_model(config, recipe)
     weights = {f"vae.{k}": v for k, v in load_file(DATA / "vae.weights.safetensors").items()}
     shapes = {r.sources[0] for r in compiled.weights.values()} - set(weights)
     shapes -= set(compiled.constants)
@@ -49,25 +55,20 @@ def golden_executable(frames_per_chunk: int) -> tuple[Executable, dict[str, torc
     return instantiate(compiled, source), io
 
 
-@pytest.mark.parametrize("frames_per_chunk", [1, 5])
-def test_golden_frames(frames_per_chunk: int) -> None:
-    executable, io = golden_executable(frames_per_chunk)
-    latents = io["latent"].transpose(1, 2)
-    state: dict[str, torch.Tensor] = {}
+@pytest.mark.parametrize(("frames_per_chunk", "latents_per_call"), [(1, 1), (5, 1), (5, 5)])
+def test_golden_frames(frames_per_chunk: int, latents_per_call: int) -> None:
+    executable, io = golden_executable(frames_per_chunk, latents_per_call)
+    decoder = Decoder(executable)
     pieces = []
-    for index, latent in enumerate(latents.split(frames_per_chunk, dim=1)):
-        stage = executable.stage("decode" if index else "decode_first")
-        zeros = {s.name: torch.zeros(s.sizes, dtype=s.dtype) for s in stage.inputs}
-        outputs = stage({**zeros, "latent": latent, **state})
-        state = {name: outputs[source] for name, source in executable.facts.loops
-                 if source in outputs}  # fmt: skip
-        pieces.append(outputs[f"{stage.name}.frames"])
+    for latent in io["latent"].transpose(1, 2).split(frames_per_chunk, dim=1):
+        sigma = torch.zeros(latent.shape[:2])
+        pieces += decoder.pixels(Denoised(latent, latent, torch.zeros_like(latent), sigma))
     frames = torch.cat(pieces, dim=2)
     assert (frames - io["decoded"]).abs().max() <= 1e-4 * io["decoded"].abs().max()
 
 
 def test_the_golden_image_encoder() -> None:
-    executable, io = golden_executable(5)
+    executable, io = golden_executable(5, 5)
     image = executable.stage("encode_image")({"image": io["video"][:, :, :1]})["image_latent"]
     wanted = io["encoded"].transpose(1, 2)[:, :1]
     assert (image - wanted).abs().max() <= 1e-4 * wanted.abs().max()
