@@ -152,7 +152,10 @@ def unknown(what: str, name: str, known: list[str]) -> RecipeError:
     """The error for a name that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return RecipeError(f"no {what} {name!r}", fix=f"{hint}known: {', '.join(known)}")
+    because = f"it is not one of the {len(known)} that exist"
+    return RecipeError(
+        f"no {what} {name!r}", because=because, fix=f"{hint}known: {', '.join(known)}"
+    )
 
 
 NVFP4 = Recipe()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llvq.errors import OutputError
 from llvq.passes.books import Book, refuse_misses
 from llvq.passes.rules import Context, Rewrite
 from llvq.passes.spec import verify
@@ -163,9 +164,20 @@ def _emit(program: Program, index: int, step: Pass, options: Options) -> None:
     if {"all", step.name} & set(options.print_ir_after):
         options.show(f"// IR after {step.name}\n{program.text()}")
     if options.dump is not None:
-        options.dump.mkdir(parents=True, exist_ok=True)
-        path = options.dump / f"{index:02d}-{step.name}.txt"
-        path.write_text(program.text() + "\n", encoding="utf-8")
+        _write(options.dump, f"{index:02d}-{step.name}.txt", program.text() + "\n")
+
+
+def _write(folder: Path, name: str, text: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{name} could not be written",
+            where=str(folder),
+            because=error.strerror or str(error),
+            fix="choose another folder with --dump",
+        ) from error
 
 
 def _size(program: Program) -> int:

@@ -23,7 +23,7 @@ class LatentWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._part = self.path.with_name(f".{self.path.name}.part")
+        self._part = self.path.with_name(f".{self.path.name}.part-{os.getpid()}")
         self._chunks: list[Tensor] = []
         self._write(b"")
 

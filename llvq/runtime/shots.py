@@ -26,7 +26,11 @@ def cues(prompts: Sequence[str], chunks: int, scene_cut_prefix: str) -> list[Cue
     read as a cut. A prompt that brings the prefix itself is left as it is.
     """
     if not prompts:
-        raise SessionError("no prompt was given", fix='pass at least one: --prompt "a red kite"')
+        raise SessionError(
+            "no prompt was given",
+            because="every shot needs one",
+            fix='pass at least one: --prompt "a red kite"',
+        )
     if len(prompts) > chunks:
         raise SessionError(
             f"{len(prompts)} prompts do not fit into {chunks} chunks",

@@ -35,7 +35,7 @@ class VideoWriter:
     def __init__(self, path: str | Path, *, fps: int, height: int, width: int) -> None:
         self.path = Path(path)
         self.frames = 0
-        self._part = self.path.with_name(f".{self.path.name}.part")
+        self._part = self.path.with_name(f".{self.path.name}.part-{os.getpid()}")
         self._shape = (height, width, 3)
         self._time_base = Fraction(1, fps)
         self._open = False

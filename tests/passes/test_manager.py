@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llvq.compiler import Compiled, compile_model, instantiate
-from llvq.errors import MissError, RecipeError, SpecError
+from llvq.errors import MissError, OutputError, RecipeError, SpecError
 from llvq.models.config import ModelConfig
 from llvq.passes import PIPELINE, Options, run
 from llvq.passes.manager import Pass, Result
@@ -206,3 +206,10 @@ def first_chunk(compiled: Compiled, weights: DictSource) -> torch.Tensor:
     noise = torch.randn(1, 2, 8, 4, 6, generator=generator)
     prompt = torch.randn(1, 5, 32, generator=generator)
     return denoiser.run(0, noise, prompt, scene_cut=False, image=None).x0
+
+
+def test_a_dump_that_cannot_be_written_is_an_output_error(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OutputError, match=r"01-canonicalize\.txt could not be written") as caught:
+        run(program, BF16, PIPELINE, Options(dump=tmp_path / "file" / "ir"))
+    assert "--dump" in str(caught.value)

@@ -49,7 +49,7 @@ def test_frames_come_back_in_order_and_colour(tmp_path: Path) -> None:
     with writer(target) as video:
         video.append(flat[:2])
         video.append(torch.from_numpy(flat[2:]))
-        assert [entry.name for entry in tmp_path.iterdir()] == [".a.mp4.part"]
+        assert [entry.name for entry in tmp_path.iterdir()] == [f".a.mp4.part-{os.getpid()}"]
     assert video.frames == len(colours)
     with av.open(str(target)) as container:
         stream = container.streams.video[0]
@@ -146,7 +146,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / ".a.mp4.part").symlink_to("/dev/full")
+    (tmp_path / f".a.mp4.part-{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(OutputError) as caught:
         write(tmp_path / "a.mp4", noise(60))
     assert isinstance(caught.value.__cause__, OSError)
