@@ -1,4 +1,4 @@
-"""The reference's rollouts, by the eager model and by the compiled graphs.
+"""The reference's rollouts, VAE and NVFP4 vectors, by the eager model and by the compiled graphs.
 
 Every golden in the folder that LLVQ_GOLDENS names (tests/data without it) is run, whatever its
 sizes; tests/data/README.md describes the form.
@@ -17,13 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from llvq.compiler import Compiled, compile_model, instantiate
-from llvq.models.config import DitConfig, ModelConfig, StreamConfig
-from llvq.recipe import BF16
-from llvq.runtime.denoiser import Denoiser
+from llvq.formats import nvfp4
+from llvq.models.chunk import meta_model
+from llvq.models.config import DitConfig, ModelConfig, StreamConfig, VaeConfig
+from llvq.recipe import BF16, DecodeRecipe
+from llvq.runtime.decoder import Decoder
+from llvq.runtime.denoiser import Denoised, Denoiser
 from llvq.runtime.executable import CompiledStage, Executable
 from llvq.runtime.sampler import schedule
 from llvq.sources import DictSource
@@ -31,6 +35,7 @@ from llvq.sources import DictSource
 FOLDER = Path(os.environ.get("LLVQ_GOLDENS", Path(__file__).parent / "data"))
 TOLERANCE = 1e-4
 FP32 = replace(BF16, dtype="float32")
+RULES = {"max": "static_6", "four_over_six": "mse"}  # Ours, and the reference's name for it.
 
 
 @cache
@@ -39,9 +44,24 @@ def compiled(config: ModelConfig) -> Compiled:
     return compile_model(config, FP32)
 
 
-def rollouts() -> list[str]:
+def goldens_with(key: str) -> list[str]:
+    """Names of the goldens whose configuration has an entry of that name."""
     documents = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
-    return [name for name, document in documents.items() if "prompts" in document]
+    return [name for name, document in documents.items() if key in document]
+
+
+def rollouts() -> list[str]:
+    return goldens_with("prompts")
+
+
+def vectors() -> list[tuple[str, str, str]]:
+    """(file, input, rule of ours) of every NVFP4 vector that follows a rule we have."""
+    found = []
+    for path in sorted(FOLDER.glob("nvfp4*.safetensors")):
+        with safe_open(path, "pt") as file:
+            inputs = [n.removesuffix(".input") for n in file.keys() if n.endswith(".input")]  # noqa: SIM118
+        found += [(path.name, name, rule) for name in inputs for rule in RULES]
+    return found
 
 
 @dataclass(frozen=True)
@@ -169,3 +189,49 @@ def test_compiled_model_follows_the_reference(name: str) -> None:
     latents, velocities = compiled_rollout(golden)
     assert_velocities(velocities, golden)
     assert_close(latents, golden.io["latents"], "latents")
+
+
+def vae_config(name: str, io: Mapping[str, Tensor]) -> ModelConfig:
+    """The VAE of a golden, behind the smallest denoiser that its latents fit."""
+    document = json.loads((FOLDER / f"{name}.json").read_text())
+    sizes = {key: document[key] for key in ("dim", "dec_dim", "z_dim", "num_res_blocks")}
+    tuples = {key: tuple(document[key]) for key in ("dim_mult", "temporal_downsample")}
+    statistics = {f"latent_{key}": tuple(io[key].tolist()) for key in ("mean", "std")}
+    channels, latents = io["latent"].shape[1:3]
+    dit = DitConfig(dim=32, ffn_dim=32, num_heads=1, num_layers=1, in_dim=channels,
+                    out_dim=channels, text_dim=16, text_len=2)  # fmt: skip
+    stream = StreamConfig(latents, 4 * latents, latents)
+    vae = VaeConfig(**sizes, **tuples, **statistics)
+    return ModelConfig(dit, stream, vae, None, tuple(document["latent_hw"]))
+
+
+def vae_executable(name: str, io: Mapping[str, Tensor], latents_per_call: int) -> Executable:
+    config = vae_config(name, io)
+    compiled = compile_model(config, replace(FP32, decode=DecodeRecipe(latents_per_call)))
+    weights = load_file(FOLDER / f"{name}.weights.safetensors")
+    denoiser = meta_model(config, torch.float32).dit.state_dict()
+    tensors = {f"vae.{key}": value for key, value in weights.items()}
+    tensors |= {f"dit.{key}": torch.zeros(value.shape) for key, value in denoiser.items()}
+    return instantiate(compiled, DictSource(tensors))
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["one latent per call", "all at once"])
+@pytest.mark.parametrize("name", goldens_with("z_dim"))
+def test_compiled_vae_follows_the_reference(name: str, whole: bool) -> None:
+    io = load_file(FOLDER / f"{name}.io.safetensors")
+    latent = io["latent"].transpose(1, 2)
+    executable = vae_executable(name, io, latent.shape[1] if whole else 1)
+    chunk = Denoised(latent, latent, torch.zeros_like(latent), torch.zeros(latent.shape[:2]))
+    frames = torch.cat(list(Decoder(executable).pixels(chunk)), dim=2)
+    assert_close(frames, io["decoded"], "frames")
+    first = executable.stage("encode_image")({"image": io["video"][:, :, :1]})["image_latent"]
+    assert_close(first, io["encoded"].transpose(1, 2)[:, :1], "latent of the first frame")
+
+
+@pytest.mark.parametrize(("file", "name", "rule"), vectors())
+def test_nvfp4_is_the_reference_byte_for_byte(file: str, name: str, rule: str) -> None:
+    tensors = load_file(FOLDER / file)
+    packed = nvfp4.quantize(tensors[f"{name}.input"], block_rule=rule)
+    theirs = f"{name}.{RULES[rule]}"
+    assert torch.equal(packed.codes, tensors[f"{theirs}.codes"])
+    assert torch.equal(packed.scales.view(torch.uint8), tensors[f"{theirs}.scales"])

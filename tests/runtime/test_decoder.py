@@ -1,77 +1,38 @@
-"""The captured, rewritten VAE decoder: the golden frames, whatever the chunk."""
+"""The decoder: frames are pixels, chunks may be decoded in any number of calls, state is small."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from functools import cache
-from pathlib import Path
-
-import pytest
 import torch
-from safetensors.torch import load_file
 
-from llvq.compiler import compile_model, instantiate
-from llvq.models.chunk import meta_model
-from llvq.models.config import DitConfig, ModelConfig, StreamConfig, VaeConfig
-from llvq.recipe import DecodeRecipe, recipe_from_dict
 from llvq.runtime.decoder import Decoder
 from llvq.runtime.denoiser import Denoised
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import Prompt, Session
-from llvq.sources import DictSource, JoinedSource
-
-DATA = Path(__file__).parent.parent / "data"
-BF16_LIKE = recipe_from_dict(
-    {"name": "exact", "dtype": "float32", "linear": {"exclude": ["*"]}, "kv": {"format": "none"}}
-)
 
 
-@cache
-def golden_executable(
-    frames_per_chunk: int, latents_per_call: int
-) -> tuple[Executable, dict[str, torch.Tensor]]:
-    sizes = json.loads((DATA / "vae.json").read_text())
-    io = load_file(DATA / "vae.io.safetensors")
-    vae = VaeConfig(
-        dim=sizes["dim"],
-        dec_dim=sizes["dec_dim"],
-        z_dim=sizes["z_dim"],
-        latent_mean=tuple(io["mean"].tolist()),
-        latent_std=tuple(io["std"].tolist()),
-    )
-    dit = DitConfig(dim=32, ffn_dim=32, num_heads=1, num_layers=1, in_dim=8, out_dim=8,
-                    text_dim=16, text_len=2)  # fmt: skip
-    stream = StreamConfig(frames_per_chunk, 4 * frames_per_chunk, frames_per_chunk)
-    config = ModelConfig(dit, stream, vae, None, tuple(sizes["latent_hw"]))
-    recipe = replace(BF16_LIKE, decode=DecodeRecipe(latents_per_call))
-    compiled = compile_model(config, recipe)
-    weights = {f"vae.{k}": v for k, v in load_file(DATA / "vae.weights.safetensors").items()}
-    shapes = {r.sources[0] for r in compiled.weights.values()} - set(weights)
-    shapes -= set(compiled.constants)
-    specs = meta_model(config, torch.float32).state_dict()
-    dummies = {name: torch.zeros(specs[name].shape) for name in shapes}
-    source = JoinedSource([("", DictSource(weights)), ("", DictSource(dummies))])
-    return instantiate(compiled, source), io
+def chunk_of(executable: Executable, seed: int) -> Denoised:
+    facts = executable.facts
+    shape = (1, facts.frames_per_chunk, facts.latent_channels, *facts.latent_hw)
+    latent = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    latent = latent.to(facts.torch_dtype)
+    return Denoised(latent, latent, torch.zeros_like(latent), torch.zeros(shape[:2]))
 
 
-@pytest.mark.parametrize(("frames_per_chunk", "latents_per_call"), [(1, 1), (5, 1), (5, 5)])
-def test_golden_frames(frames_per_chunk: int, latents_per_call: int) -> None:
-    executable, io = golden_executable(frames_per_chunk, latents_per_call)
-    decoder = Decoder(executable)
-    pieces = []
-    for latent in io["latent"].transpose(1, 2).split(frames_per_chunk, dim=1):
-        sigma = torch.zeros(latent.shape[:2])
-        pieces += decoder.pixels(Denoised(latent, latent, torch.zeros_like(latent), sigma))
-    frames = torch.cat(pieces, dim=2)
-    assert (frames - io["decoded"]).abs().max() <= 1e-4 * io["decoded"].abs().max()
+def test_a_chunk_has_four_frames_per_latent_and_the_first_three_less(
+    executable: Executable,
+) -> None:
+    decoder, frames = Decoder(executable), executable.facts.frames_per_chunk
+    counts = [len(decoder(chunk_of(executable, seed))) for seed in range(3)]
+    assert counts == [4 * frames - 3, 4 * frames, 4 * frames]
 
 
-def test_the_golden_image_encoder() -> None:
-    executable, io = golden_executable(5, 5)
-    image = executable.stage("encode_image")({"image": io["video"][:, :, :1]})["image_latent"]
-    wanted = io["encoded"].transpose(1, 2)[:, :1]
-    assert (image - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+def test_the_velocity_is_followed_to_x0(executable: Executable) -> None:
+    """latent - sigma * velocity is what is decoded, frame by frame of the chunk."""
+    plain = chunk_of(executable, 1)
+    velocity, sigma = torch.ones_like(plain.x0), torch.full_like(plain.sigma, 0.5)
+    moved = Denoised(plain.x0, plain.x0 + 0.5, velocity, sigma)
+    found, wanted = Decoder(executable)(moved), Decoder(executable)(plain)
+    assert (found.float() - wanted.float()).abs().mean() < 2
 
 
 def test_frames_are_pixels(executable: Executable) -> None:
