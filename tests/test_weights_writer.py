@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,13 +51,18 @@ def raw(t: Tensor) -> Tensor:
     return t.reshape(-1).view(torch.uint8)
 
 
-@pytest.fixture
-def _file_size_limit() -> Iterator[None]:
-    """A disk that is full after 4 KiB of a file: write() fails as it does on a real one."""
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A disk that is full after `size` bytes of a file: write() fails as it does on a real one.
+
+    Only around the call that is tested: pytest's own output is a file, too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("max_shard_bytes", [1 << 30, 6000, 1])
@@ -95,9 +101,9 @@ def test_progress_counts_every_byte_once(tmp_path: Path) -> None:
     assert done == sorted(done) and {total for _, total in calls} == {done[-1]}
 
 
-@pytest.mark.usefixtures("_file_size_limit")
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write the weights") as caught:
+    refused = pytest.raises(OutputError, match="cannot write the weights")
+    with refused as caught, largest_file(4096):
         write_shards(PLAN[1:], SOURCE, tmp_path, max_shard_bytes=2000)
     assert "weights-" in str(caught.value.where)
     assert list(tmp_path.iterdir()) == []
