@@ -27,6 +27,7 @@ RECORDS: dict[str, Any] = {
             "level": str,
             "numerics": str,
             "nodes": [int],
+            "ops": {"*": [int]},
             "books": [
                 {
                     "rule": str,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,7 +47,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Report:
-    """One line of the pass table."""
+    """One line of the pass table. `ops` has the calls of each op before and after, if changed."""
 
     name: str
     level: str
@@ -54,6 +55,7 @@ class Report:
     books: tuple[Book, ...]
     nodes: tuple[int, int]
     milliseconds: float
+    ops: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def total(self, what: str) -> int:
         counts = {
@@ -70,6 +72,7 @@ class Report:
             "level": self.level,
             "numerics": self.numerics,
             "nodes": list(self.nodes),
+            "ops": {op: list(counts) for op, counts in self.ops.items()},
             "books": [book.to_dict() for book in self.books],
         }
         return row | ({"ms": round(self.milliseconds, 1)} if timing else {})
@@ -148,7 +151,7 @@ def check_tolerances(pipeline: Sequence[Pass], recipe: Recipe) -> None:
 
 
 def _run_one(program: Program, ctx: Context, step: Pass) -> Report:
-    before, start = _size(program), time.perf_counter()
+    before, calls, start = _size(program), program.op_counts(), time.perf_counter()
     ctx.pass_name = step.name
     books = step.function(program, Context(ctx.recipe) if step.whole else ctx)
     if step.whole or not ctx.exhausted:
@@ -156,8 +159,15 @@ def _run_one(program: Program, ctx: Context, step: Pass) -> Report:
     program.level = step.reaches
     verify(program, limited=ctx.exhausted)
     spent = (time.perf_counter() - start) * 1e3
-    level = step.reaches.name.lower()
-    return Report(step.name, level, step.numerics, tuple(books), (before, _size(program)), spent)
+    level, nodes = step.reaches.name.lower(), (before, _size(program))
+    ops = changes(calls, program.op_counts())
+    return Report(step.name, level, step.numerics, tuple(books), nodes, spent, ops)
+
+
+def changes(before: Counter[str], after: Counter[str]) -> dict[str, tuple[int, int]]:
+    """Counts before and after, of what changed."""
+    ops = sorted(before.keys() | after.keys())
+    return {op: (before[op], after[op]) for op in ops if before[op] != after[op]}
 
 
 def _emit(program: Program, index: int, step: Pass, options: Options) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch.fx import GraphModule
 
 from llvq.graphs.ops import OPERATORS
+from llvq.passes.manager import changes
 from llvq.quality.layers import LINEAR, layer_kind
 from llvq.quality.pair import Pair
 
@@ -28,6 +29,7 @@ class PassRow:
     hits: int
     excluded: int
     misses: int
+    ops: Mapping[str, Counts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class Structure:
     passes: list[PassRow]
     fused: dict[str, int]
     excluded: dict[str, str | None]
+
+    @property
+    def levels(self) -> dict[str, dict[str, Counts]]:
+        """Ops whose number changed on the way to a level, by level, in the order of the ladder."""
+        found: dict[str, dict[str, Counts]] = {}
+        for row in self.passes:
+            level = found.setdefault(row.level, {})
+            for op, (before, after) in row.ops.items():
+                level[op] = (level.get(op, (before, before))[0], after)
+        return found
 
     @property
     def changed(self) -> dict[str, Counts]:
@@ -61,7 +73,7 @@ def structure(pair: Pair) -> Structure:
     nodes, ops = {}, {}
     for stage, after in pair.graphs.items():
         nodes[stage] = (len(before[stage].graph.nodes), len(after.graph.nodes))
-        ops[stage] = _changes(op_counts(before[stage]), op_counts(after))
+        ops[stage] = changes(op_counts(before[stage]), op_counts(after))
     passes = [_pass_row(entry) for entry in pair.box.manifest["passes"]]
     return Structure(nodes, ops, passes, _fused(pair), _excluded(pair))
 
@@ -71,11 +83,6 @@ def op_counts(gm: GraphModule) -> Counter[str]:
     targets = [node.target for node in gm.graph.nodes if node.op == "call_function"]
     names = {function: name for name, function in OPERATORS.items()}
     return Counter(names.get(target, str(target)) for target in targets)
-
-
-def _changes(before: Counter[str], after: Counter[str]) -> dict[str, Counts]:
-    ops = sorted(before.keys() | after.keys())
-    return {op: (before[op], after[op]) for op in ops if before[op] != after[op]}
 
 
 def _pass_row(entry: Mapping[str, Any]) -> PassRow:
@@ -89,6 +96,7 @@ def _pass_row(entry: Mapping[str, Any]) -> PassRow:
         hits=sum(book["hits"] for book in books),
         excluded=sum(sum(book["excluded"].values()) for book in books),
         misses=sum(len(book["misses"]) + sum(book["tolerated"].values()) for book in books),
+        ops={op: tuple(counts) for op, counts in entry["ops"].items()},
     )
 
 

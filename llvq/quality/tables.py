@@ -28,6 +28,7 @@ def all_tables(comparison: Comparison) -> list[Table]:
     """Every table, in reading order."""
     return [
         _passes(comparison),
+        _levels(comparison),
         _ops(comparison),
         _layers_touched(comparison),
         _weights(comparison),
@@ -52,6 +53,14 @@ def _passes(comparison: Comparison) -> Table:
     ]
     columns = ("pass", "level", "numerics", "nodes", "sites", "hits", "excluded", "misses")
     return Table("Passes of the quantized compile", columns, rows)
+
+
+def _levels(comparison: Comparison) -> Table:
+    levels = {level: ops for level, ops in comparison.structure.levels.items() if ops}
+    changed = sorted({op for ops in levels.values() for op in ops})
+    rows = [(op, *(_change(ops.get(op)) for ops in levels.values())) for op in changed]
+    caption = "Calls before -> after. At staged, stages repeat what they share."
+    return Table("Ops by level of the quantized compile", ("op", *levels), rows, caption)
 
 
 def _ops(comparison: Comparison) -> Table:

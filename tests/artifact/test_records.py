@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {
             "level": "fused",
             "numerics": "exact",
             "nodes": [3, 2],
+            "ops": {"aten.linear.default": [2, 0]},
             "books": [{**BOOK, "misses": [], "sites": 2}],
         }
     ],

@@ -54,7 +54,7 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
     table = (InputSpec(name, torch.float32, (3, 2), "chunk") for name in ("cos", "sin"))
     inputs = [InputSpec("x", torch.float32, (1, 3, 1, 4), "step"), *table]
     book = {"rule": "r", "sites": 1, "hits": 1, "excluded": {}, "tolerated": {}, "misses": []}
-    row = {"name": "raise-rope", "level": "raised", "numerics": "exact", "nodes": [9, 4]}
+    row = {"name": "raise-rope", "level": "raised", "numerics": "exact", "nodes": [9, 4], "ops": {}}
     with BoxWriter(tmp_path / "m.llvq") as writer:
         writer.add_json("graphs/turn.json", document())
         writer.finish(

@@ -35,6 +35,9 @@ def layer(block: int, name: str, weight: float, output: float | None) -> LayerEr
     return LayerError(stacked, at(weight), at(output), calls=6)
 
 
+LINEAR, FP4 = "aten.linear.default", "llvq.nvfp4_linear.default"
+
+
 @pytest.fixture
 def comparison() -> Comparison:
     structure = Structure(
@@ -43,7 +46,13 @@ def comparison() -> Comparison:
             "denoise": {"aten.linear.default": (17, 1), "llvq.nvfp4_linear.default": (0, 12)},
             "decode": {},
         },
-        passes=[PassRow("fuse-linear", "fused", "exact", (100, 90), 6, 4, 1, 1)],
+        passes=[
+            PassRow("insert", "quantized", "rounds", (90, 100), 6, 6, 0, 0, {LINEAR: (17, 16)}),
+            PassRow("fuse-a", "fused", "exact", (100, 95), 6, 4, 1, 1, {LINEAR: (16, 9)}),
+            PassRow(
+                "fuse-b", "fused", "exact", (95, 90), 6, 4, 1, 1, {LINEAR: (9, 1), FP4: (0, 8)}
+            ),
+        ],
         fused={"self_attn.q_k_v": 2},
         excluded={"dit.head.head": "*head.head", "dit.odd": None},
     )
@@ -65,9 +74,15 @@ def table(comparison: Comparison, title: str) -> Table:
 
 def test_every_table_is_rectangular_and_titled_once(comparison: Comparison) -> None:
     tables = all_tables(comparison)
-    assert len({t.title for t in tables}) == len(tables) == 9
+    assert len({t.title for t in tables}) == len(tables) == 10
     assert all(len(row) == len(t.columns) for t in tables for row in t.rows)
     assert all(isinstance(cell, str) for t in tables for row in t.rows for cell in row)
+
+
+def test_ops_by_level_add_up_the_passes_of_a_level(comparison: Comparison) -> None:
+    found = table(comparison, "Ops by level")
+    assert found.columns == ("op", "quantized", "fused")
+    assert found.rows == [(LINEAR, "17 -> 16", "16 -> 1"), (FP4, "", "0 -> 8")]
 
 
 def test_graphs_show_changed_ops_and_name_the_stages_that_kept_theirs(
