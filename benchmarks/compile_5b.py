@@ -1,4 +1,4 @@
-"""Time and peak memory of compiling LongLive-2.0-5B: capture and passes, without any weights.
+"""Time and peak memory of compiling and planning LongLive-2.0-5B, without any weights.
 
 python benchmarks/compile_5b.py > benchmarks/results/compile_5b_cpu.txt
 
@@ -13,10 +13,9 @@ import time
 
 import torch
 
-from llvq.compiler import AUXILIARY
-from llvq.models.chunk import capture_chunk
+from llvq.compiler import compile_model
 from llvq.models.config import LONGLIVE2_5B
-from llvq.passes import PIPELINE, run
+from llvq.plan import plan_compiled
 from llvq.recipe import NVFP4
 
 
@@ -30,25 +29,23 @@ def row(name: str, seconds: float, note: str = "") -> None:
 
 
 def main() -> None:
-    dtype, begin = torch.bfloat16, time.perf_counter()
+    begin = time.perf_counter()
     print("$ python benchmarks/compile_5b.py")
     print(f"Python {platform.python_version()}, torch {torch.__version__},", end=" ")
     print(f"{platform.machine()}, {torch.get_num_threads()} threads\n")
     print(f"  {'phase':<24} {'time':>9} {'peak RSS':>12}")
     print(f"  {'before':<24} {'':>9} {peak_mib():8.0f} MiB")
-    start = time.perf_counter()
-    program = capture_chunk(LONGLIVE2_5B, dtype)
-    row("capture", time.perf_counter() - start, f"{len(program.graph.graph.nodes)} nodes")
-    result = run(program, NVFP4, PIPELINE)
-    for report in result.reports:
+    compiled = compile_model(LONGLIVE2_5B, NVFP4)
+    spent = time.perf_counter() - begin
+    passes = sum(report.milliseconds for report in compiled.reports) / 1e3
+    row("capture, encoders", spent - passes, "denoiser with VAE decoder; text and image encoder")
+    for report in compiled.reports:
         before, after = report.nodes
         row(report.name, report.milliseconds / 1e3, f"{before} -> {after} nodes")
-    for name, make in AUXILIARY.items():
-        start = time.perf_counter()
-        auxiliary = make(LONGLIVE2_5B, dtype)
-        run(auxiliary, NVFP4, PIPELINE[:1])
-        row(name, time.perf_counter() - start, f"{len(auxiliary.graph.graph.nodes)} nodes")
-    row("all", time.perf_counter() - begin, f"{len(result.rewrites)} rewrites")
+    row("compile, all", spent, f"{len(compiled.rewrites)} rewrites")
+    start = time.perf_counter()
+    plan = plan_compiled(compiled, target="sm_100a")
+    row("plan for sm_100a", time.perf_counter() - start, f"{plan.total / 1e9:.1f} GB at the peak")
 
 
 if __name__ == "__main__":
