@@ -20,7 +20,14 @@ from torch.fx.graph import CodeGen
 from torch.fx.node import map_aggregate
 
 from llvq.errors import CaptureError
-from llvq.program import InputSpec, KvState, LoopState, Program
+from llvq.program import (
+    InputSpec,
+    KvState,
+    LoopState,
+    Program,
+    output_node,
+    placeholders,
+)
 from llvq.recipe import unknown
 from llvq.runtime.contract import Rate
 from llvq.weights import WeightRecord
@@ -73,7 +80,7 @@ def from_exported(exported: torch.export.ExportedProgram, *, rates: Mapping[str,
         if name not in names:
             raise unknown("input", name, names)
     constants = {name: t for name, t in exported.constants.items() if isinstance(t, Tensor)}
-    results = pytree.tree_leaves(_output(gm.graph).args)
+    results = pytree.tree_leaves(output_node(gm.graph).args)
     if not all(isinstance(result, Node) for result in results):
         raise CaptureError(
             "the exported program returns something that is not a tensor",
@@ -129,7 +136,7 @@ def _plain(gm: GraphModule) -> GraphModule:
     """The same graph with flat inputs and outputs and meta tensors as values."""
     graph: Graph = gm.graph
     graph.set_codegen(CodeGen())
-    output = _output(graph)
+    output = output_node(graph)
     output.args = (tuple(pytree.tree_leaves(output.args[0])),)
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -187,10 +194,6 @@ def _attribute(module: nn.Module, path: str) -> Tensor:
     return value
 
 
-def _output(graph: Graph) -> Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
-
-
 def _flat_names(tree: Any) -> list[str]:
     """Dotted names of the leaves of nested dicts and lists: {"k": [a, b]} -> k.0, k.1."""
     leaves = pytree.tree_flatten_with_path(tree)[0]
@@ -221,13 +224,13 @@ def _input_specs(examples: Mapping[str, Any], rates: Mapping[str, Rate]) -> tupl
 
 def _check_inputs(graph: Graph, specs: tuple[InputSpec, ...]) -> None:
     """What was obtained must be what was asked for, input by input."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if len(placeholders) != len(specs):
+    found = placeholders(graph)
+    if len(found) != len(specs):
         raise CaptureError(
-            f"asked for {len(specs)} inputs, the export has {len(placeholders)}",
+            f"asked for {len(specs)} inputs, the export has {len(found)}",
             fix="pass only tensors, or lists of tensors",
         )
-    for node, spec in zip(placeholders, specs, strict=True):
+    for node, spec in zip(found, specs, strict=True):
         obtained = node.meta["val"]
         if tuple(obtained.shape) != spec.shape or obtained.dtype != spec.dtype:
             raise CaptureError(

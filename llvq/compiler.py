@@ -21,7 +21,7 @@ from llvq.models.chunk import capture_chunk
 from llvq.models.config import ModelConfig, VaeConfig
 from llvq.models.stages import capture_image_encoder, capture_prompt_encoder
 from llvq.passes import PIPELINE, Options, Pass, Report, Rewrite, check_tolerances, run
-from llvq.program import KvPool, Level, Program
+from llvq.program import KvPool, Level, Program, weight_names
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import CompiledStage, Executable, PageSpec, RunFacts
@@ -126,10 +126,6 @@ def with_weights(
 def with_constants(compiled: Compiled, source: TensorSource) -> TensorSource:
     """The checkpoint, and the constants that the configuration gives."""
     return JoinedSource([("", source), ("", DictSource(compiled.constants))])
-
-
-def weight_names(graph: GraphModule) -> set[str]:
-    return {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
 
 
 def _facts(config: ModelConfig, recipe: Recipe, program: Program) -> RunFacts:

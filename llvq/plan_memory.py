@@ -9,6 +9,7 @@ from math import prod
 
 from llvq.compiler import Stage
 from llvq.graphs import weights
+from llvq.program import output_node
 from llvq.runtime.executable import RunFacts
 from llvq.sources import TensorSpec
 
@@ -84,7 +85,7 @@ def output_bytes(stages: Mapping[str, Stage], name: str) -> int:
     """What one call of a stage returns; 0 for a stage that is not there."""
     if name not in stages:
         return 0
-    output = next(node for node in stages[name].graph.graph.nodes if node.op == "output")
+    output = output_node(stages[name].graph.graph)
     return sum(node.meta["val"].nbytes for node in output.all_input_nodes)
 
 

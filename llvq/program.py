@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 from llvq import graphs
 from llvq.graphs.write import module_path, source_line
@@ -93,6 +93,11 @@ class Program:
     def input(self, name: str) -> InputSpec:
         return next(spec for spec in self.inputs if spec.name == name)
 
+    def returned(self) -> dict[str, Node]:
+        """The nodes that the one graph returns, by the names of the outputs."""
+        values: Any = output_node(self.graph.graph).args[0]
+        return dict(zip(self.outputs, values, strict=True))
+
     def copy(self) -> Program:
         """An independent program: rewriting it leaves this one as it is."""
         twin = copy.copy(self)
@@ -145,6 +150,16 @@ def val(node: Node) -> Any:
 def provenance(node: Node) -> dict[str, Any]:
     """What llvq knows about where a node came from: {"rule", "from", "impl"}, maybe empty."""
     return node.meta.get("custom", {}).get("llvq", {})
+
+
+def output_node(graph: Graph) -> Node:
+    """The node that returns; it is the last one."""
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def placeholders(graph: Graph) -> list[Node]:
+    """The inputs of a graph, in order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def weight_names(graph: GraphModule) -> dict[str, Node]:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from llvq import graphs
-from llvq.compiler import Compiled, compile_model, instantiate, weight_names
+from llvq.compiler import Compiled, compile_model, instantiate
 from llvq.errors import CacheError, MissError, RecipeError
 from llvq.models.config import ModelConfig
+from llvq.program import weight_names
 from llvq.recipe import NVFP4, LinearRecipe
 from llvq.sources import DictSource
 

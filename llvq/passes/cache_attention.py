@@ -8,10 +8,8 @@ is then only the length of the page table, so one graph serves every window.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from llvq.errors import CaptureError
 from llvq.formats.kv import KV_FORMATS
@@ -20,7 +18,7 @@ from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, dtype, finish, is_call, shape
 from llvq.passes.rules import Context
 from llvq.pattern import Literal, Match, Miss, Var, call, either
-from llvq.program import InputSpec, KvPool, KvState, Program
+from llvq.program import InputSpec, KvPool, KvState, Program, output_node, placeholders
 
 aten = torch.ops.aten
 llvq = torch.ops.llvq
@@ -90,12 +88,12 @@ def _match_layers(program: Program, book: Book) -> dict[int, Match]:
 
 def _tensors(program: Program, state: KvState) -> dict[str, Node]:
     """The nodes that a state names: histories are inputs, the chunk's own K and V outputs."""
-    placeholders = _placeholders(program)
+    inputs = _inputs(program)
     return {
-        "history_k": placeholders[state.history_k],
-        "history_v": placeholders[state.history_v],
-        "k": _output_node(program, state.present_k),
-        "v": _output_node(program, state.present_v),
+        "history_k": inputs[state.history_k],
+        "history_v": inputs[state.history_v],
+        "k": program.returned()[state.present_k],
+        "v": program.returned()[state.present_v],
     }
 
 
@@ -137,8 +135,8 @@ def _misuse(found: Match, tensors: dict[str, Node]) -> str | None:
 def _pool(program: Program, ctx: Context) -> KvPool:
     """The page pool that holds what the history inputs held, plus the chunk's own page."""
     first = program.kv_states[0]
-    _, history, heads, head_dim = shape(_placeholders(program)[first.history_k])
-    own = _output_node(program, first.present_k)
+    _, history, heads, head_dim = shape(_inputs(program)[first.history_k])
+    own = program.returned()[first.present_k]
     tokens = shape(own)[1]
     if history % tokens:
         raise CaptureError(
@@ -162,7 +160,7 @@ def _add_inputs(program: Program, pool: KvPool) -> dict[str, Node]:
     specs.append(InputSpec("page_table", torch.int64, (None,), "chunk", tuple(range(pool.slots))))
     specs.append(InputSpec("slot", torch.int64, (), "chunk"))
     graph = program.graph.graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    last = placeholders(graph)[-1]
     nodes = {}
     for spec in specs:
         with graph.inserting_after(last):
@@ -210,31 +208,20 @@ def _norm_alone(found: Match, b: Builder) -> Node:
 def _drop_present(program: Program) -> None:
     """The chunk's K and V are in its page: they are no outputs any more."""
     present = {name for s in program.kv_states for name in (s.present_k, s.present_v)}
-    output = _output(program.graph.graph)
-    values: Any = output.args[0]
-    kept = {n: v for n, v in zip(program.outputs, values, strict=True) if n not in present}
+    kept = {name: node for name, node in program.returned().items() if name not in present}
     program.outputs = tuple(kept)
-    output.args = (tuple(kept.values()),)
+    output_node(program.graph.graph).args = (tuple(kept.values()),)
 
 
 def _drop_history(program: Program) -> None:
     histories = {name for s in program.kv_states for name in (s.history_k, s.history_v)}
-    placeholders = _placeholders(program)
+    inputs = _inputs(program)
     finish(program.graph)
     for name in histories:
-        program.graph.graph.erase_node(placeholders[name])
+        program.graph.graph.erase_node(inputs[name])
     program.inputs = tuple(spec for spec in program.inputs if spec.name not in histories)
 
 
-def _placeholders(program: Program) -> dict[str, Node]:
-    nodes = [node for node in program.graph.graph.nodes if node.op == "placeholder"]
+def _inputs(program: Program) -> dict[str, Node]:
+    nodes = placeholders(program.graph.graph)
     return {spec.name: node for spec, node in zip(program.inputs, nodes, strict=True)}
-
-
-def _output(graph: Graph) -> Node:
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
-
-
-def _output_node(program: Program, name: str) -> Node:
-    values: Any = _output(program.graph.graph).args[0]
-    return dict(zip(program.outputs, values, strict=True))[name]

@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 from llvq.passes.books import Book
 from llvq.passes.builder import finish
 from llvq.passes.rules import Context
-from llvq.program import InputSpec, Program, val
+from llvq.program import InputSpec, Program, placeholders, val
 from llvq.runtime.contract import Rate
 
 WRITE = torch.ops.llvq.write_page.default
@@ -38,7 +38,7 @@ def split_stages(program: Program, ctx: Context) -> list[Book]:
         return [Book("stage")]
     whole = program.graph
     stage_of = _stages(program)
-    outputs = _named_outputs(program)
+    outputs = program.returned()
     emitted = _emit_groups(outputs, stage_of)
     wanted: dict[str, dict[str, Node]] = {"condition": {}, "modulate": {}}
     wanted[DENOISE] = {n: v for n, v in outputs.items() if stage_of[v] != "emit"}
@@ -56,10 +56,9 @@ def split_stages(program: Program, ctx: Context) -> list[Book]:
 def _stages(program: Program) -> dict[Node, str]:
     """The stage of every node; `constant` for what depends on no input."""
     nodes = list(program.graph.graph.nodes)
-    placeholders = [node for node in nodes if node.op == "placeholder"]
     stage_of = {
         node: STAGE_OF_RATE[spec.rate]
-        for node, spec in zip(placeholders, program.inputs, strict=True)
+        for node, spec in zip(placeholders(program.graph.graph), program.inputs, strict=True)
     }
     for node in nodes:
         if node not in stage_of:
@@ -75,11 +74,6 @@ def _join(stages: Iterable[str]) -> str:
     if not distinct:
         return CONSTANT
     return distinct.pop() if len(distinct) == 1 else DENOISE
-
-
-def _named_outputs(program: Program) -> dict[str, Node]:
-    output = next(n for n in reversed(program.graph.graph.nodes) if n.op == "output")
-    return dict(zip(program.outputs, output.args[0], strict=True))
 
 
 def _emit_groups(outputs: dict[str, Node], stage_of: dict[Node, str]) -> dict[str, dict[str, Node]]:
@@ -166,8 +160,7 @@ def _boundary_specs(
     stage_of: dict[Node, str],
     names: dict[Node, str],
 ) -> tuple[InputSpec, ...]:
-    placeholders = [node for node in whole.graph.nodes if node.op == "placeholder"]
-    given = dict(zip(placeholders, program.inputs, strict=True))
+    given = dict(zip(placeholders(whole.graph), program.inputs, strict=True))
     rates: dict[str, Rate] = {
         "condition": "prompt",
         "modulate": "step",
@@ -208,9 +201,8 @@ def _without(both: GraphModule, *, writes: bool) -> GraphModule:
 
 
 def _drop_unused(stage: GraphModule, specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
-    placeholders = [node for node in stage.graph.nodes if node.op == "placeholder"]
     kept = []
-    for node, spec in zip(placeholders, specs, strict=True):
+    for node, spec in zip(placeholders(stage.graph), specs, strict=True):
         if node.users:
             kept.append(spec)
         else:
