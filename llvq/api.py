@@ -41,7 +41,7 @@ def quantize_checkpoint(
         use_ema=use_ema,
         size=size,
     )
-    compiled = compile_model(opened.config, chosen)
+    compiled = compile_model(opened.config, chosen, calibration=opened.calibration)
     path = Path(out) if out is not None else default_program(Path(model))
     write_program(
         compiled,

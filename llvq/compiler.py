@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from llvq.calibration import Calibration
 from llvq.formats.kv import KV_FORMATS
 from llvq.graphs.read import attach
 from llvq.graphs.read import load as load_graph
@@ -60,18 +61,20 @@ def compile_model(
     config: ModelConfig,
     recipe: Recipe,
     *,
+    calibration: Calibration | None = None,
     options: Options | None = None,
     pipeline: tuple[Pass, ...] = PIPELINE,
 ) -> Compiled:
     """Capture and rewrite the whole model on `meta` weights, up to level `staged`.
 
+    `calibration`: what is known of the linears of the checkpoint that the program is for.
     Raises CaptureError, MissError, SpecError, RecipeError.
     """
     check_tolerances(pipeline, recipe)
     dtype = getattr(torch, recipe.dtype)
     latents = recipe.decode.latents_per_call
     program = capture_chunk(config, dtype, latents_per_call=latents)
-    result = run(program, recipe, pipeline, options)
+    result = run(program, recipe, pipeline, options, calibration=calibration)
     stages = stages_of(program)
     weights, constants = dict(program.weights), dict(program.constants)
     for name, extra in _auxiliary(config, dtype).items():

@@ -22,8 +22,22 @@ class TensorSpec:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+class PackedWeight(Protocol):
+    """A weight [N, K] that a checkpoint holds in NVFP4, seen in llvq's own layout."""
+
+    def global_scale(self) -> Tensor:
+        """The decode scale of the whole weight, fp32 []."""
+
+    def read_rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Codes uint8 [rows, K/2], even element in the low nibble, and e4m3 scales [rows, K/16]."""
+
+
 class TensorSource(Protocol):
-    """`read_rows` gives rows [start, stop) along dim 0; what it reads is not kept in memory."""
+    """`read_rows` gives rows [start, stop) along dim 0; what it reads is not kept in memory.
+
+    A weight that is stored in NVFP4 has the spec of its values in bf16, reads as these, and is
+    handed out as it is by `packed`, so that nobody has to quantize it a second time.
+    """
 
     def names(self) -> Sequence[str]: ...
 
@@ -32,6 +46,9 @@ class TensorSource(Protocol):
     def read(self, name: str) -> Tensor: ...
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor: ...
+
+    def packed(self, name: str) -> PackedWeight | None:
+        """The weight as it is stored, if that is NVFP4."""
 
 
 class DictSource:
@@ -57,6 +74,9 @@ class DictSource:
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         return self.read(name)[start:stop]
 
+    def packed(self, name: str) -> PackedWeight | None:
+        return None
+
 
 class RenamedSource:
     """A source seen under other names. `names` maps the new name to the name in the source."""
@@ -75,6 +95,9 @@ class RenamedSource:
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         return self._source.read_rows(self._names[name], start, stop)
+
+    def packed(self, name: str) -> PackedWeight | None:
+        return self._source.packed(self._names[name])
 
 
 class JoinedSource:
@@ -99,6 +122,10 @@ class JoinedSource:
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         source, inner = self._place(name)
         return source.read_rows(inner, start, stop)
+
+    def packed(self, name: str) -> PackedWeight | None:
+        source, inner = self._place(name)
+        return source.packed(inner)
 
     def _place(self, name: str) -> tuple[TensorSource, str]:
         if name not in self._places:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llvq.errors import FormatError
 from llvq.formats import nvfp4
-from llvq.sources import TensorSource, TensorSpec
+from llvq.sources import PackedWeight, TensorSource, TensorSpec
 
 # Elements handled at once: 32 MiB of bf16, so that peak memory does not follow the largest weight.
 CHUNK_ELEMENTS = 1 << 24
@@ -28,8 +28,8 @@ class WeightRecord:
     `copy` takes one source; `concat` joins sources along dim 0; `quantize` packs each source
     [N, K] to NVFP4 with its own global scale and joins them along dim 0, giving the targets
     `T.codes` uint8 [N, K/2], `T.scales` e4m3 [N, K/16] and `T.global_scale` fp32 [len(sources)].
-    `dtype` is what `copy` and `concat` cast to (None keeps the source's); `block_rule` is for
-    `quantize` alone.
+    A source that is NVFP4 already is taken over as it is, to the byte. `dtype` is what `copy` and
+    `concat` cast to (None keeps the source's); `block_rule` is for `quantize` alone.
     """
 
     target: str
@@ -114,12 +114,29 @@ def _quantized_pieces(
 ) -> Iterator[Piece]:
     """Reads the weight twice: its largest magnitude comes before any code."""
     name, rule = record.sources[index], _block_rule(record)
+    if packed := source.packed(name):
+        yield from _adopted_pieces(record, index, packed, source.spec(name), start)
+        return
     g = nvfp4.global_scale(_amax(source, name), rule)
     yield Piece(f"{record.target}.global_scale", index, g.reshape(1))
     for first, rows in _row_chunks(source, name):
         q = nvfp4.quantize(rows, block_rule=rule, global_scale=g)
         yield Piece(f"{record.target}.codes", start + first, q.codes)
         yield Piece(f"{record.target}.scales", start + first, q.scales)
+
+
+def _adopted_pieces(
+    record: WeightRecord, index: int, packed: PackedWeight, spec: TensorSpec, start: int
+) -> Iterator[Piece]:
+    """A weight that is NVFP4 in the checkpoint: no code and no scale changes."""
+    name, g = record.sources[index], packed.global_scale()
+    _check_finite(g, f"{name} (its global scale)", 0)
+    yield Piece(f"{record.target}.global_scale", index, g.reshape(1))
+    for first, stop in _row_ranges(spec):
+        codes, scales = packed.read_rows(first, stop)
+        _check_finite(scales, f"{name} (its block scales)", first)
+        yield Piece(f"{record.target}.codes", start + first, codes)
+        yield Piece(f"{record.target}.scales", start + first, scales)
 
 
 def _amax(source: TensorSource, name: str) -> Tensor:
@@ -135,14 +152,19 @@ def _amax(source: TensorSource, name: str) -> Tensor:
 
 def _row_chunks(source: TensorSource, name: str) -> Iterator[tuple[int, Tensor]]:
     """(first row, rows); a 0-d tensor is one chunk."""
-    shape = source.spec(name).shape
-    if not shape:
+    spec = source.spec(name)
+    if not spec.shape:
         yield 0, source.read(name)
         return
-    row_elements = max(1, torch.Size(shape[1:]).numel())
+    for first, stop in _row_ranges(spec):
+        yield first, source.read_rows(name, first, stop)
+
+
+def _row_ranges(spec: TensorSpec) -> Iterator[tuple[int, int]]:
+    row_elements = max(1, torch.Size(spec.shape[1:]).numel())
     step = max(1, CHUNK_ELEMENTS // row_elements)
-    for first in range(0, shape[0], step):
-        yield first, source.read_rows(name, first, min(first + step, shape[0]))
+    for first in range(0, spec.shape[0], step):
+        yield first, min(first + step, spec.shape[0])
 
 
 def _check_finite(rows: Tensor, name: str, first: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Tensor
@@ -105,3 +107,49 @@ def test_records_that_do_not_fit(record: WeightRecord) -> None:
 def test_missing_source() -> None:
     with pytest.raises(CheckpointError, match="no tensor 'zzz'"):
         target_specs(WeightRecord("t", "copy", ("zzz",)), SOURCE)
+
+
+class PackedSource(DictSource):
+    """A source that holds `a` in NVFP4, with scales of its own."""
+
+    def __init__(self, held: nvfp4.Nvfp4) -> None:
+        super().__init__({"a": A, "b": B})
+        self.held = held
+
+    def packed(self, name: str) -> PackedRows | None:
+        return PackedRows(self.held) if name == "a" else None
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    held: nvfp4.Nvfp4
+
+    def global_scale(self) -> Tensor:
+        return self.held.global_scale
+
+    def read_rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return self.held.codes[start:stop], self.held.scales[start:stop]
+
+
+@pytest.mark.usefixtures("_small_chunks")
+def test_a_packed_source_is_taken_over_and_its_neighbour_quantized() -> None:
+    held = nvfp4.quantize(A, block_rule="mse_sweep")
+    record = WeightRecord("t", "quantize", ("b", "a"), block_rule="max")
+    targets = materialize(record, PackedSource(held))
+    fresh = nvfp4.quantize(B, block_rule="max")
+    assert torch.equal(targets["t.codes"], torch.cat([fresh.codes, held.codes]))
+    assert torch.equal(raw(targets["t.scales"]), torch.cat([raw(fresh.scales), raw(held.scales)]))
+    assert torch.equal(
+        targets["t.global_scale"], torch.stack([fresh.global_scale, held.global_scale])
+    )
+
+
+@pytest.mark.parametrize("part", ["scales", "global_scale"])
+def test_a_packed_source_with_a_nan_is_named(part: str) -> None:
+    held = nvfp4.quantize(A)
+    spoiled = getattr(held, part).clone()
+    spoiled.view(-1).view(torch.uint8)[-1] = 0x7F
+    spoiled.view(-1).view(torch.uint8)[-2:-1] = 0xFF
+    record = WeightRecord("t", "quantize", ("a",), block_rule="max")
+    with pytest.raises(FormatError, match=r"tensor a \(its (block scales|global scale)\)"):
+        materialize(record, PackedSource(held._replace(**{part: spoiled})))

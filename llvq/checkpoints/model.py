@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+from llvq.calibration import Calibration, calibration_of
 from llvq.checkpoints.bundle import Bundle, find_companions
 from llvq.checkpoints.checkpoint import Checkpoint, json_beside, positive_int
 from llvq.checkpoints.longlive import read_dit, read_stream
@@ -19,10 +20,14 @@ from llvq.sources import JoinedSource, TensorSource
 
 @dataclass(frozen=True)
 class VideoModel:
-    """A checkpoint set. `source` names weights as the captured model does: dit., vae., text."""
+    """A checkpoint set. `source` names weights as the captured model does: dit., vae., text.
+
+    `calibration`: what the files say of linears beyond their weights.
+    """
 
     config: ModelConfig
     source: TensorSource
+    calibration: Calibration
     bundle: Bundle
     notes: tuple[str, ...]
 
@@ -61,7 +66,9 @@ def open_model(
     notes = [*bundle.notes, *dit.notes]
     notes += [note for part in (vae_part, text_part) if part for note in part.notes]
     height, width = size or _size_beside(bundle.dit)
-    return VideoModel(config.at(height, width), JoinedSource(parts), bundle, tuple(notes))
+    source = JoinedSource(parts)
+    facts = calibration_of(source)
+    return VideoModel(config.at(height, width), source, facts, bundle, tuple(notes))
 
 
 def _size_beside(path: Path) -> tuple[int, int]:

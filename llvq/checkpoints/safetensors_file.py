@@ -82,6 +82,10 @@ class SafetensorsSource:
     def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self._read(name, slice(start, stop))
 
+    def packed(self, name: str) -> None:
+        """A file knows tensors alone: what they mean together is for the layouts to say."""
+        return None
+
     def _read(self, name: str, rows: slice | None) -> torch.Tensor:
         file = self._file_of[name]
         tensor: torch.Tensor

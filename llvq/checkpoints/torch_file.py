@@ -115,6 +115,10 @@ class TorchSource:
         row_bytes = spec.nbytes // max(1, spec.shape[0])
         return self._mapped(name, row_bytes * (stop - start))[start:stop].contiguous()
 
+    def packed(self, name: str) -> None:
+        """A file knows tensors alone: what they mean together is for the layouts to say."""
+        return None
+
     def _mapped(self, name: str, nbytes: int) -> torch.Tensor:
         """The tensor `name`, of which `nbytes` are about to be read."""
         self._touched += nbytes

@@ -95,7 +95,9 @@ def quantize(
         size=options.video_size(height, width),
     )
     with stderr().status("compiling"):
-        compiled = compile_model(opened.config, chosen, options=debugging)
+        compiled = compile_model(
+            opened.config, chosen, calibration=opened.calibration, options=debugging
+        )
     staged = compiled.reports[-1].level == "staged"
     written = _write(compiled, opened, path, force=force) if staged else None
     _show(compiled, opened, path, written, as_json=json)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llvq.calibration import Calibration
 from llvq.errors import OutputError
 from llvq.passes.books import Book, refuse_misses
 from llvq.passes.rules import Context, Rewrite
@@ -107,11 +108,14 @@ def run(
     recipe: Recipe,
     pipeline: Sequence[Pass],
     options: Options | None = None,
+    *,
+    calibration: Calibration | None = None,
 ) -> Result:
     """Run the passes on `program`, in place. Raises MissError, SpecError, RecipeError."""
     options = options or Options()
     check_names(pipeline, options)
-    ctx, result = Context(recipe, options.limit), Result()
+    ctx = Context(recipe, options.limit, calibration=calibration or {})
+    result = Result()
     verify(program)
     for index, step in enumerate(pipeline, start=1):
         if step.name in options.disable:

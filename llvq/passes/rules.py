@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.fx import Graph, Node
 
+from llvq.calibration import Calibration
 from llvq.matcher import match
 from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, finish
@@ -39,6 +40,7 @@ class Context:
     limit: int | None = None
     pass_name: str = ""
     log: list[Rewrite] = field(default_factory=list)
+    calibration: Calibration = field(default_factory=dict)
 
     @property
     def exhausted(self) -> bool:

@@ -29,7 +29,7 @@ def trials(
     tiny_config: ModelConfig, make_weights: Callable[[ModelConfig], DictSource]
 ) -> Callable[..., Trials]:
     bundle = Bundle(Path("model.pt"), None, None, None)
-    model = VideoModel(tiny_config, make_weights(tiny_config), bundle, ())
+    model = VideoModel(tiny_config, make_weights(tiny_config), {}, bundle, ())
 
     def make(*command: str) -> Trials:
         return Trials(model, NVFP4, (), list(command))
