@@ -1,57 +1,118 @@
-"""`llvq export`: a program becomes a box for one target."""
+"""`llvq export`: a program becomes a box for one target, or what another tool reads."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llvq.cli import options
+from llvq.cli.export_onnx import export_onnx
+from llvq.errors import RecipeError
 
 if TYPE_CHECKING:
     from llvq.artifact import Box
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was typed. An option that was not is None."""
+
+    program: Path
+    out: Path | None
+    force: bool
+    json: bool
+    target: str | None
+    dialect: str | None
+
+
+def export_box(request: Request) -> None:
+    """Write a box for a target, with check vectors of this machine."""
+    from llvq import box
+    from llvq.backends.base import find_target
+    from llvq.cli.output import check_output
+    from llvq.cli.table import note, print_json, stderr
+    from llvq.runtime.load import open_checked
+
+    target = request.target or "cpu"
+    chosen = find_target(target)
+    path = request.out or Path(f"{request.program.resolve().stem}.llvq")
+    check_output(path, force=request.force, kind="box")
+    with stderr().status("checking the program"):
+        opened = open_checked(request.program, kinds=("program",))
+    with stderr().status("recording check vectors"):
+        box_id, checks = box.export_box(opened, chosen, path, overwrite=request.force)
+    for stage, reason in checks.skipped.items():
+        note(f"note: {stage} has no check vectors: {reason}")
+    if request.json:
+        fields = {"box": str(path), "id": box_id, "target": target, "numerics": chosen.numerics}
+        print_json({**fields, "checks": sorted(checks.vectors), "unchecked": dict(checks.skipped)})
+    else:
+        print(f"{path}   id {box_id[:16]}   target {target}, numerics {chosen.numerics}")
+        print(next_step(opened, path))
+
+
+@dataclass(frozen=True)
+class Format:
+    """Something a program can be exported as; `takes` are the options that mean something to it."""
+
+    export: Callable[[Request], None]
+    takes: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "box": Format(export_box, takes=("target",)),
+    "onnx": Format(export_onnx, takes=("dialect",)),
+}
+
+
 def export(
     program: Annotated[Path, typer.Argument(help="A program made by `llvq quantize`.")],
-    target: Annotated[str, typer.Option(help="The machine kind it will run on.")] = "cpu",
+    format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "box",
+    target: Annotated[
+        str | None, typer.Option(help="box: the machine kind it will run on. Default: cpu.")
+    ] = None,
+    dialect: Annotated[
+        str | None, typer.Option(help="onnx: standard (default), trt or portable.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Default: STEM.llvq in this folder.")
+        Path | None, typer.Option("-o", "--out", help="Default: STEM.FORMAT in this folder.")
     ] = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Export a program for a target: a box that `llvq run` executes and `llvq verify` checks.
+    """Export a program: a box that `llvq run` executes, or what another tool reads.
 
     A target is explicit and never falls back: a box runs as it says, or refuses.
 
     \b
       llvq export model_bf16.nvfp4
       llvq export model_bf16.nvfp4 --target cpu -o boxes/model.llvq
+      llvq export model_bf16.nvfp4 --format onnx --dialect trt
     """
-    from llvq.backends.base import find_target
-    from llvq.box import export_box
-    from llvq.cli.output import check_output
-    from llvq.cli.table import note, print_json, stderr
-    from llvq.runtime.load import open_checked
+    if format not in FORMATS:
+        from llvq.recipe import unknown
 
-    chosen = find_target(target)
-    path = out if out is not None else Path(f"{program.resolve().stem}.llvq")
-    check_output(path, force=force, kind="box")
-    with stderr().status("checking the program"):
-        opened = open_checked(program, kinds=("program",))
-    with stderr().status("recording check vectors"):
-        box_id, checks = export_box(opened, chosen, path, overwrite=force)
-    for stage, reason in checks.skipped.items():
-        note(f"note: {stage} has no check vectors: {reason}")
-    if json:
-        fields = {"box": str(path), "id": box_id, "target": target, "numerics": chosen.numerics}
-        print_json({**fields, "checks": sorted(checks.vectors), "unchecked": dict(checks.skipped)})
-    else:
-        print(f"{path}   id {box_id[:16]}   target {target}, numerics {chosen.numerics}")
-        print(next_step(opened, path))
+        raise unknown("format", format, list(FORMATS))
+    request = Request(program, out, force, json, target, dialect)
+    check_options(request, format)
+    FORMATS[format].export(request)
+
+
+def check_options(request: Request, format: str) -> None:
+    """Refuse an option that the format would ignore. Raises RecipeError."""
+    for option in ("target", "dialect"):
+        if getattr(request, option) is not None and option not in FORMATS[format].takes:
+            right = [name for name, entry in FORMATS.items() if option in entry.takes]
+            raise RecipeError(
+                f"--{option} means nothing to --format {format}",
+                because=f"it is an option of --format {', '.join(right)}",
+                fix=f"leave --{option} out, or add --format {right[0]}",
+            )
 
 
 def next_step(program: Box, path: Path) -> str:

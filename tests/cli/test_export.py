@@ -38,6 +38,19 @@ def test_a_target_is_never_guessed(invoke: Invoke, program: Typed, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_format_is_known_and_takes_its_own_options(
+    invoke: Invoke, program: Typed, tmp_path: Path
+) -> None:
+    near = invoke("export", program.path, "--format", "onx")
+    surplus = invoke("export", program.path, "--format", "onnx", "--target", "cpu")
+    boxed = invoke("export", program.path, "--dialect", "trt")
+    assert near.exit_code == surplus.exit_code == boxed.exit_code == 2
+    assert "did you mean 'onnx'?" in near.stderr
+    assert "--target means nothing to --format onnx" in surplus.stderr
+    assert "add --format onnx" in boxed.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_box_is_no_program(invoke: Invoke, box: Typed) -> None:
     result = invoke("export", box.path, "-o", "other.llvq")
     assert result.exit_code == 4
