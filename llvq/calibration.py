@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-
 from llvq.errors import CheckpointError
 from llvq.formats.nvfp4 import BLOCK
 from llvq.sources import TensorSource
