@@ -17,9 +17,8 @@ from llvq.checkpoints.random import tiny_config, write_random_checkpoint
 from llvq.compiler import Compiled, compile_model
 from llvq.models.config import ModelConfig
 from llvq.recipe import NVFP4
-from llvq.runtime.generate import prepare_prompts
-from llvq.runtime.load import load, open_checked
-from llvq.runtime.session import Session
+from llvq.runtime.generate import Request, open_session
+from llvq.runtime.load import open_checked
 from llvq.runtime.video import VideoWriter
 
 PROMPTS = ["a red kite over a hill", "a blue boat on a lake"]
@@ -46,13 +45,12 @@ def print_passes(compiled: Compiled) -> None:
         print(f"{report.name:20} {report.level:10} {report.numerics:7} {', '.join(counts)}")
 
 
-def generate(box: Path, video: Path, prompts: list[str], chunks: int) -> None:
-    """Box -> mp4, one chunk after the other; the prompts share the chunks evenly."""
-    executable = load(box)
-    script = prepare_prompts(executable, box, prompts, chunks)
-    height, width = executable.facts.pixel_hw
-    with VideoWriter(video, fps=executable.facts.fps, height=height, width=width) as writer:
-        for chunk in Session(executable, script, seed=1):
+def generate(box: Path, video: Path, prompts: list[str], seconds: float) -> None:
+    """Box -> mp4, one chunk after the other; the prompts share the video evenly."""
+    session = open_session(box, Request(tuple(prompts), seconds, seed=1)).session
+    height, width = session.facts.pixel_hw
+    with VideoWriter(video, fps=session.facts.fps, height=height, width=width) as writer:
+        for chunk in session:
             assert chunk.frames is not None
             writer.append(chunk.frames)
             print(f"chunk {chunk.index}: {len(chunk.frames)} frames")
@@ -69,12 +67,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a LongLive-2.0 denoiser (.pt)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--prompt", action="append", help="once per shot")
-    parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=1.0)
     args = parser.parse_args()
     checkpoint = args.checkpoint or random_checkpoint(args.out / "checkpoint", tiny_config())
     size = (128, 192) if args.checkpoint is None else None
     box = compile_checkpoint(checkpoint, args.out, tuple(args.size) if args.size else size)
-    generate(box, args.out / "video.mp4", args.prompt or PROMPTS, args.chunks)
+    generate(box, args.out / "video.mp4", args.prompt or PROMPTS, args.seconds)
 
 
 if __name__ == "__main__":

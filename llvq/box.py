@@ -18,6 +18,7 @@ from llvq.artifact import Box, BoxWriter
 from llvq.backends.base import Target
 from llvq.checks import Checks, record_checks
 from llvq.compiler import Compiled, with_constants
+from llvq.parts import all_parts, without_text_encoder
 from llvq.passes.lower import lower
 from llvq.passes.spec import verify_graph
 from llvq.program import Level
@@ -57,31 +58,36 @@ def write_program(
 
 
 def export_box(
-    program: Box, target: Target, path: str | Path, *, overwrite: bool = False
+    program: Box,
+    target: Target,
+    path: str | Path,
+    *,
+    text_encoder: bool = True,
+    overwrite: bool = False,
 ) -> tuple[str, Checks]:
     """Lower a program for a target and write the box with its check vectors; gives its id.
 
-    Raises TargetError, OutputError.
+    Without `text_encoder` the box runs prompts whose embeddings are cached. Raises TargetError,
+    OutputError, RecipeError, ArtifactError (what cannot be left out).
     """
+    parts = all_parts(program) if text_encoder else without_text_encoder(program)
     modules = {
-        name: graphs.load(program.graph(name), device="meta") for name in program.manifest["stages"]
+        name: graphs.load(program.graph(name), device="meta") for name in parts.fields["stages"]
     }
     lower(modules, target)
     for name, gm in modules.items():
         verify_graph(name, gm, Level.LOWERED)
-    checks = record_checks(executable(program, target.device))
+    checks = record_checks(executable(program, target.device, stages=modules))
     with BoxWriter(path, overwrite=overwrite) as writer:
         for name, gm in modules.items():
             writer.add_json(f"graphs/{name}.json", graphs.dump(gm))
-        for file in program.manifest["files"]:
-            if file.startswith(("weights/", "tokenizer/")):
-                writer.link(file, program.file(file))
+        for file in parts.files:
+            writer.link(file, program.file(file))
         for name, tensors in checks.vectors.items():
             writer.add_tensors(f"checks/{name}.safetensors", tensors)
-        kept = {k: v for k, v in program.manifest.items() if k not in ("format", "files")}
         fields: dict[str, Any] = {"kind": "box", "target": target.name, "numerics": target.numerics}
         fields |= {"unchecked": dict(checks.skipped)}
-        return writer.finish({**kept, **fields}), checks
+        return writer.finish({**parts.fields, **fields}), checks
 
 
 def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,6 +108,7 @@ def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[st
         "passes": [plain(report.to_dict(timing=False)) for report in compiled.reports],
         "model": plain(compiled.config.to_dict()),
         "unchecked": {},
+        "left_out": {},
         "weights": {r.target: _record(r) for r in compiled.weights.values()},
     }
 

@@ -22,6 +22,7 @@ from llvq.errors import TargetError
 from llvq.graphs.liveness import peak
 from llvq.graphs.ops import op_name
 from llvq.plan_memory import (
+    PARTS,
     KvUse,
     kv_use,
     output_bytes,
@@ -55,6 +56,8 @@ RUNS = {
 # What the thread that denoises runs for a chunk, and what runs beside it, on its own thread.
 DENOISING = ("condition", "modulate", "denoise", "refresh")
 DECODING = ("decode_first", "decode")
+# It runs before all others, with nothing but its own weights in memory.
+ENCODING = "encode_text"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,8 @@ class StageUse:
 
 @dataclass(frozen=True)
 class Plan:
-    """All sizes are bytes. `weights` and `state` are held for a whole video.
+    """All sizes are bytes. `state` is held for a whole video, and so are the `weights` but those of
+    the text encoder, which are given back before the others are loaded.
 
     `generated` is False for a target that has no code generation yet. `excluded` maps a glob of the
     recipe to the linears of the denoiser that it keeps.
@@ -90,18 +94,35 @@ class Plan:
     def workspace(self) -> int:
         """Decoding overlaps with denoising, so their largest stages add; the others run alone."""
         overlapped = self._largest(DENOISING) + self._largest(DECODING)
-        return max([overlapped, *(stage.workspace for stage in self.stages)])
+        alone = (stage.workspace for stage in self.stages if stage.name != ENCODING)
+        return max([overlapped, *alone])
+
+    @property
+    def encoding(self) -> int:
+        """What prompts take that no cache has: the text encoder and its workspace."""
+        return self._encoder_weights + self._largest((ENCODING,))
+
+    @property
+    def generating(self) -> int:
+        weights = sum(self.weights.values()) - self._encoder_weights
+        return weights + sum(self.state.values()) + self.workspace
 
     @property
     def total(self) -> int:
-        return sum(self.weights.values()) + sum(self.state.values()) + self.workspace
+        return max(self.encoding, self.generating)
 
     def to_dict(self) -> dict[str, Any]:
-        document = asdict(self) | {"workspace": self.workspace, "total": self.total}
+        sums = ("workspace", "encoding", "generating", "total")
+        document = asdict(self) | {name: getattr(self, name) for name in sums}
         if self.kv is not None:
             document["kv"]["bytes_per_chunk"] = self.kv.bytes_per_chunk
             document["kv"]["compression"] = self.kv.compression
         return document
+
+    @property
+    def _encoder_weights(self) -> int:
+        rows = self.weights.items()
+        return sum(nbytes for name, nbytes in rows if name.startswith(PARTS["text"] + ":"))
 
     def _largest(self, names: Iterable[str]) -> int:
         return max((stage.workspace for stage in self.stages if stage.name in names), default=0)

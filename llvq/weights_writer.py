@@ -49,8 +49,9 @@ def write_shards(
 ) -> dict[str, str]:
     """Write all targets to `weights-00001.safetensors`, ... in folder; gives target -> file name.
 
-    Records fill the shards in plan order, and a record is never split. Within a shard the wider
-    dtypes come first, so that every tensor is aligned. `progress` is told (bytes written, bytes in
+    Records fill the shards in plan order; a record is never split, and a shard holds one part of
+    the model (`dit.`, `vae.`, `text.`), which can then be left out. Within a shard the wider dtypes
+    come first, so that every tensor is aligned. `progress` is told (bytes written, bytes in
     all). Raises OutputError if a file cannot be written, FormatError if a weight is not finite or
     does not fit its record; either way no file is left behind.
     """
@@ -76,20 +77,25 @@ def _plan_shards(
 ) -> list[Shard]:
     shards: list[Shard] = []
     seen: set[str] = set()
-    room = 0
+    room, part = 0, ""
     for record in records:
         specs = target_specs(record, source)
         if not seen.isdisjoint(specs):
             raise FormatError(f"two records make weight {record.target}", fix="name them apart")
         seen.update(specs)
         size = sum(spec.nbytes for spec in specs.values())
-        if not shards or size > room:
+        if not shards or size > room or _part(record) != part:
             shards.append(([], {}))
-            room = max_shard_bytes
+            room, part = max_shard_bytes, _part(record)
         shards[-1][0].append(record)
         shards[-1][1].update(specs)
         room -= size
     return shards
+
+
+def _part(record: WeightRecord) -> str:
+    """`text` of `text.shared.weight`; a name without a dot is of no part."""
+    return record.target.rpartition(".")[0].split(".")[0]
 
 
 def _write_shard(path: Path, shard: Shard, source: TensorSource) -> Iterator[int]:

@@ -120,9 +120,12 @@ def test_the_total_adds_what_is_held_and_the_stages_that_overlap(plan: Plan) -> 
     workspace = {stage.name: stage.workspace for stage in plan.stages}
     denoising = max(workspace[n] for n in ("condition", "modulate", "denoise", "refresh"))
     decoding = max(workspace["decode_first"], workspace["decode"])
+    encoding = workspace.pop("encode_text")
     assert plan.workspace == max(denoising + decoding, *workspace.values())
-    held = sum(plan.weights.values()) + sum(plan.state.values())
-    assert plan.total == held + plan.workspace
+    encoder = plan.weights["text encoder: kept bfloat16"]
+    held = sum(plan.weights.values()) - encoder + sum(plan.state.values())
+    assert (plan.encoding, plan.generating) == (encoder + encoding, held + plan.workspace)
+    assert plan.total == max(plan.encoding, plan.generating)
 
 
 def test_stages_say_how_often_they_run(plan: Plan) -> None:

@@ -19,6 +19,8 @@ FOLDERS = ("graphs", "weights", "checks", "tokenizer", "kernels")
 KINDS = ("program", "box")
 MAX_MANIFEST_BYTES = 64 * 2**20
 MAX_STAGES = 256
+# Stages that a box may lack although its program has them.
+OPTIONAL_STAGES = ("encode_text",)
 REQUANTIZE = "write the box again: llvq quantize, then llvq export"
 
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -35,6 +37,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "passes": (list,),
     "weights": (dict,),
     "unchecked": (dict,),
+    "left_out": (dict,),
     "model": (dict,),
     "files": (dict,),
 }
@@ -98,6 +101,11 @@ def _content_problems(manifest: Mapping[str, Any]) -> Collection[str]:
         problems.append(f"{len(manifest['stages'])} stages are more than {MAX_STAGES}")
     if not all(isinstance(stage, dict) for stage in manifest["stages"].values()):
         problems.append("field 'stages' holds something that is not an object")
+    for name, identity in manifest["left_out"].items():
+        if name not in OPTIONAL_STAGES or name in manifest["stages"]:
+            problems.append(f"stage {name[:80]!r} cannot be left out")
+        if not isinstance(identity, str) or not _SHA256.fullmatch(identity):
+            problems.append(f"left_out.{name[:80]} is no sha256")
     for name in ("torch", "llvq"):
         if name not in manifest["versions"]:
             problems.append(f"versions.{name} is missing")

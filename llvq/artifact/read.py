@@ -44,8 +44,19 @@ class Box:
 
     def tensors(self, *, device: torch.device | str = "cpu") -> Mapping[str, torch.Tensor]:
         """The weights by name, each read when it is asked for (mapped, not copied, on the CPU)."""
-        names = sorted(n for n in self.manifest["files"] if n.startswith("weights/"))
-        return Tensors([self.path / n for n in names if n.endswith(".safetensors")], device=device)
+        return Tensors([self.path / n for n in self._shards()], device=device)
+
+    def weight_files(self, names: Collection[str]) -> list[str]:
+        """The files that hold any of these weights. Reads their headers alone."""
+        wanted, found = set(names), []
+        for file in self._shards():
+            if not wanted.isdisjoint(Tensors([self.path / file], device="cpu")):
+                found.append(file)
+        return found
+
+    def _shards(self) -> list[str]:
+        files = sorted(self.manifest["files"])
+        return [n for n in files if n.startswith("weights/") and n.endswith(".safetensors")]
 
 
 class Tensors(Mapping[str, torch.Tensor]):

@@ -42,6 +42,7 @@ def describe(box: Box) -> dict[str, Any]:
         "ops": dict(_ops(loaded).most_common()),
         "bytes": _bytes_by_part(weights),
         "pages": {"format": pages.kv_format, "slots": pages.slots, "bytes": pages.nbytes},
+        "left_out": manifest["left_out"],
         "passes": manifest["passes"],
         "files": len(manifest["files"]),
     }
@@ -59,6 +60,7 @@ def show(box: Mapping[str, Any]) -> None:
             ("needs", versions),
             ("recipe", f"{box['recipe']['name']}: {linear['weight_rule']} weights, "
                        f"{linear['activation_rule']} activations"),
+            ("left out", ", ".join(f"{n} {i}" for n, i in box["left_out"].items()) or None),
             ("kept out", ", ".join(linear["exclude"])),
             ("KV pages", f"{pages['slots']} of {pages['format']}, {human(pages['bytes'])}"),
         ]

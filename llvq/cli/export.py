@@ -28,6 +28,7 @@ class Request:
     json: bool
     target: str | None
     dialect: str | None
+    no_text_encoder: bool | None
 
 
 def export_box(request: Request) -> None:
@@ -45,7 +46,10 @@ def export_box(request: Request) -> None:
     with stderr().status("checking the program"):
         opened = open_checked(request.program, kinds=("program",))
     with stderr().status("recording check vectors"):
-        box_id, checks = box.export_box(opened, chosen, path, overwrite=request.force)
+        whole = not request.no_text_encoder
+        box_id, checks = box.export_box(
+            opened, chosen, path, text_encoder=whole, overwrite=request.force
+        )
     for stage, reason in checks.skipped.items():
         note(f"note: {stage} has no check vectors: {reason}")
     if request.json:
@@ -53,7 +57,7 @@ def export_box(request: Request) -> None:
         print_json({**fields, "checks": sorted(checks.vectors), "unchecked": dict(checks.skipped)})
     else:
         print(f"{path}   id {box_id[:16]}   target {target}, numerics {chosen.numerics}")
-        print(next_step(opened, path))
+        print(next_step(opened, path, text_encoder=whole))
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Format:
 
 
 FORMATS = {
-    "box": Format(export_box, takes=("target",)),
+    "box": Format(export_box, takes=("target", "no_text_encoder")),
     "onnx": Format(export_onnx, takes=("dialect",)),
 }
 
@@ -78,6 +82,10 @@ def export(
     ] = None,
     dialect: Annotated[
         str | None, typer.Option(help="onnx: standard (default), trt or portable.")
+    ] = None,
+    no_text_encoder: Annotated[
+        bool | None,
+        typer.Option("--no-text-encoder", help="box: it runs prompts that `llvq encode` cached."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Default: STEM.FORMAT in this folder.")
@@ -92,32 +100,35 @@ def export(
     \b
       llvq export model_bf16.nvfp4
       llvq export model_bf16.nvfp4 --target cpu -o boxes/model.llvq
+      llvq export model_bf16.nvfp4 --no-text-encoder -o small.llvq
       llvq export model_bf16.nvfp4 --format onnx --dialect trt
     """
     if format not in FORMATS:
         from llvq.recipe import unknown
 
         raise unknown("format", format, list(FORMATS))
-    request = Request(program, out, force, json, target, dialect)
+    request = Request(program, out, force, json, target, dialect, no_text_encoder)
     check_options(request, format)
     FORMATS[format].export(request)
 
 
 def check_options(request: Request, format: str) -> None:
     """Refuse an option that the format would ignore. Raises RecipeError."""
-    for option in ("target", "dialect"):
+    for option in ("target", "dialect", "no_text_encoder"):
         if getattr(request, option) is not None and option not in FORMATS[format].takes:
             right = [name for name, entry in FORMATS.items() if option in entry.takes]
+            typed = f"--{option.replace('_', '-')}"
             raise RecipeError(
-                f"--{option} means nothing to --format {format}",
+                f"{typed} means nothing to --format {format}",
                 because=f"it is an option of --format {', '.join(right)}",
-                fix=f"leave --{option} out, or add --format {right[0]}",
+                fix=f"leave {typed} out, or add --format {right[0]}",
             )
 
 
-def next_step(program: Box, path: Path) -> str:
-    """What to type with a box that has no tokenizer, or no decoder, differs."""
+def next_step(program: Box, path: Path, *, text_encoder: bool = True) -> str:
+    """What to type with a box that has no tokenizer, text encoder or decoder differs."""
     has_tokenizer = "tokenizer/tokenizer.json" in program.manifest["files"]
     what = '--prompt "a red kite over the sea"' if has_tokenizer else "--embeds FILE"
+    what += "" if text_encoder else " --prompt-cache DIR"
     decoded = "" if "decode" in program.manifest["stages"] else " --latents-only"
     return f"next: llvq run {shlex.quote(str(path))} {what}{decoded}"

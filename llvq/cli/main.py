@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 import llvq
 from llvq.cli.compare import compare
+from llvq.cli.encode import encode
 from llvq.cli.export import export
 from llvq.cli.inspect import inspect
 from llvq.cli.passes import passes_app
@@ -76,6 +77,7 @@ app.command()(quantize)
 app.command()(compare)
 app.command()(export)
 app.command()(run)
+app.command()(encode)
 app.command()(plan)
 app.command()(inspect)
 app.command()(verify)

@@ -155,6 +155,9 @@ def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
             yield _row(f"{group}: {name}" if group else name, nbytes)
         if len(rows) > 1:
             yield _row(f"{group}, all", sum(rows.values()))
+    if plan.encoding:
+        yield _row("encoding prompts, nothing else loaded", plan.encoding)
+        yield _row("generating, text encoder given back", plan.generating)
     yield _row("total at the peak", plan.total)
 
 

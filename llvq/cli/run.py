@@ -38,6 +38,10 @@ def run(
     image: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Begin with this image.")
     ] = None,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep embeddings of prompts here, and look for them."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Default: STEM.mp4 in this folder.")
     ] = None,
@@ -76,13 +80,15 @@ def run(
 ) -> None:
     """Generate a video from a box. Frames are written as they are decoded.
 
-    Several prompts are several shots of equal length. Ctrl-C stops within a chunk and leaves no
+    Several prompts are several shots of equal length. With --prompt-cache the text encoder is
+    loaded only for prompts that are new, and a box without one runs what is cached. Ctrl-C stops within a chunk and leaves no
     half file.
 
     \b
       llvq run model.llvq --prompt "a red kite over the sea" --seconds 10
       llvq run model.llvq --prompt "a harbour at dawn" --prompt "the same harbour, rain" -o a.mp4
       llvq run model.llvq --prompt "she turns around" --image portrait.png --seed 7
+      llvq run model.llvq --prompt "a red kite over the sea" --prompt-cache prompts
       llvq run model.llvq --embeds io.safetensors --noise io.safetensors --latents-only
     """
     from llvq.cli.output import check_output
@@ -90,17 +96,21 @@ def run(
     from llvq.runtime.generate import Request, open_session
 
     path = out or Path(box.resolve().stem + (".safetensors" if latents_only else ".mp4"))
-    _check_request(prompt, seconds, embeds, cut)
+    _check_request(prompt, seconds, embeds, cut, prompt_cache)
     check_output(path, force=force, kind="file")
     length = DEFAULT_SECONDS if seconds is None else seconds
     prompts, cuts = tuple(prompt or ()), tuple(cut or ())
-    request = Request(prompts, length, seed, steps, image, embeds, cuts, noise, latents_only)
+    request = Request(
+        prompts, length, seed, steps, image, embeds, cuts, noise, latents_only, prompt_cache
+    )
     began = time.perf_counter()
     with stderr().status("loading"):
         opened = open_session(box, request)
     facts = opened.session.facts
     for text in opened.truncated:
         note(f"note: longer than {facts.text_len} tokens, the rest is not read: {text[:60]!r}...")
+    for error in opened.embedder.damaged:
+        note(f"note: {error.what}, and was encoded again: {error.where}: {error.because}")
     timing = Timing(setup=time.perf_counter() - began)
     with _writer(path, facts, latents_only=latents_only) as writer:
         _generate(opened.session, writer, timing)
@@ -108,7 +118,11 @@ def run(
 
 
 def _check_request(
-    prompt: list[str] | None, seconds: float | None, embeds: Path | None, cut: list[int] | None
+    prompt: list[str] | None,
+    seconds: float | None,
+    embeds: Path | None,
+    cut: list[int] | None,
+    prompt_cache: Path | None,
 ) -> None:
     """Options that exclude each other."""
     if embeds is not None and (prompt or seconds is not None):
@@ -116,6 +130,12 @@ def _check_request(
             "--embeds was given together with --prompt or --seconds",
             because="embeddings say what every chunk shows, and how many chunks there are",
             fix="leave out one or the other",
+        )
+    if embeds is not None and prompt_cache is not None:
+        raise SessionError(
+            "--embeds was given together with --prompt-cache",
+            because="embeddings are not looked up",
+            fix="leave out --prompt-cache",
         )
     if cut and embeds is None:
         raise SessionError(

@@ -11,7 +11,7 @@ exported module returned.
 """
 
 from llvq.graphs.ops import installed_schemas, schema
-from llvq.graphs.read import attach, load, ops_used, signature, weights
+from llvq.graphs.read import attach, load, ops_used, signature, weights, weights_used
 from llvq.graphs.text import text
 from llvq.graphs.write import digest, digest_all, dump, module_path, source_line
 
@@ -29,4 +29,5 @@ __all__ = [
     "source_line",
     "text",
     "weights",
+    "weights_used",
 ]

@@ -23,6 +23,11 @@ def ops_used(document: Any) -> set[str]:
     return {r.target for r in parse(document) if r.op == "call_function"} - set(OPERATORS)
 
 
+def weights_used(document: Any) -> set[str]:
+    """Names of the weights a graph document reads. Builds nothing."""
+    return {r.target for r in parse(document) if r.op == "get_attr"}
+
+
 def signature(document: Any) -> tuple[list[TensorSpec], list[TensorSpec]]:
     """Dtypes and shapes of what a stage graph takes and of what it returns, a flat tuple.
 

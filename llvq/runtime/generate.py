@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from llvq.errors import SessionError
+from llvq.runtime.embedder import ENCODER, Embedder
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
 from llvq.runtime.load import TARGET_DEVICES, executable, open_checked
@@ -24,7 +25,8 @@ class Request:
     """A video that somebody asks for: prompts and seconds, or embeddings (one per chunk).
 
     `noise`: a safetensors file with `noise`, and `initial_latent` for an image-to-video; else the
-    noise comes from `seed`. `cuts`: chunks of the embeddings that begin a shot.
+    noise comes from `seed`. `cuts`: chunks of the embeddings that begin a shot. `prompt_cache`: a
+    folder where embeddings of prompts are kept, and looked for.
     """
 
     prompts: tuple[str, ...] = ()
@@ -36,13 +38,16 @@ class Request:
     cuts: tuple[int, ...] = ()
     noise: Path | None = None
     latents_only: bool = False
+    prompt_cache: Path | None = None
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A session that is ready to be iterated, and what was cut off on the way."""
+    """A session that is ready to be iterated, what embeds further prompts for its `set_prompt`, and
+    the prompts that were cut off on the way."""
 
     session: Session
+    embedder: Embedder
     truncated: tuple[str, ...] = ()
 
 
@@ -66,6 +71,14 @@ def write_script(
 
     Loads no weight. Raises SessionError: no prompt, an empty one, more than chunks, no tokenizer.
     """
+    written = cues(prompts, chunks, facts.scene_cut_prefix)
+    return Script(tuple(written), tokenize(facts, box_path, [cue.prompt for cue in written]))
+
+
+def tokenize(
+    facts: RunFacts, box_path: str | Path, prompts: Iterable[str]
+) -> dict[str, PromptTokens]:
+    """The tokens of each distinct prompt. Raises SessionError: an empty prompt, no tokenizer."""
     folder = Path(box_path) / "tokenizer"
     if not folder.is_dir():
         raise SessionError(
@@ -74,29 +87,19 @@ def write_script(
             because="none was found when the model was quantized",
             fix="quantize again with --tokenizer, or pass embeddings (--embeds)",
         )
-    written = cues(prompts, chunks, facts.scene_cut_prefix)
     tokenizer = PromptTokenizer(folder, facts.text_len)
-    distinct = dict.fromkeys(cue.prompt for cue in written)
-    return Script(tuple(written), {prompt: tokenizer.encode(prompt) for prompt in distinct})
+    return {prompt: tokenizer.encode(prompt) for prompt in dict.fromkeys(prompts)}
 
 
-def embed(model: Executable, script: Script) -> list[Prompt]:
-    """Run the text encoder once per distinct prompt. One prompt per chunk."""
-    encode = model.stage("encode_text")
-    embeds = {
-        prompt: encode({"ids": t.ids.to(model.device), "mask": t.mask.to(model.device)})[
-            "prompt_embeds"
-        ]
-        for prompt, t in script.tokens.items()
-    }
+def prepare_prompts(embedder: Embedder, prompts: Sequence[str], chunks: int) -> list[Prompt]:
+    """Prompts, one per shot, to what a Session takes: one per chunk. Raises as `embed` does."""
+    return embed(embedder, write_script(embedder.facts, embedder.box.path, prompts, chunks))
+
+
+def embed(embedder: Embedder, script: Script) -> list[Prompt]:
+    """One prompt per chunk. Each distinct one is embedded once."""
+    embeds = embedder.embed(script.tokens)
     return [Prompt(embeds[cue.prompt], cue.scene_cut) for cue in script.cues]
-
-
-def prepare_prompts(
-    model: Executable, box_path: str | Path, prompts: Sequence[str], chunks: int
-) -> list[Prompt]:
-    """`write_script` and `embed` in one: prompts to what a Session takes."""
-    return embed(model, write_script(model.facts, box_path, prompts, chunks))
 
 
 def encode_image(model: Executable, pixels: Tensor) -> Tensor:
@@ -106,13 +109,15 @@ def encode_image(model: Executable, pixels: Tensor) -> Tensor:
 
 
 def open_session(box_path: str | Path, request: Request) -> Opened:
-    """Check the box and the request, then load the box and encode what conditions the video.
+    """Check the box and the request, encode what conditions the video, and load the box.
 
-    Whatever can be refused is refused before a weight is loaded. Raises ArtifactError,
-    SessionError, CheckpointError (the tokenizer).
+    Whatever can be refused is refused before a weight is loaded. The text encoder is loaded for
+    prompts that are not cached alone, and is gone when the rest of the box is loaded. Raises
+    ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache).
     """
     box = open_checked(box_path, kinds=("box",), targets=tuple(TARGET_DEVICES))
-    facts = RunFacts.from_dict(box.manifest["state"])
+    embedder = Embedder(box, request.prompt_cache)
+    facts = embedder.facts
     check_seed(request.seed)
     schedule(request.steps or facts.steps, facts.shift)
     script = None if request.embeds else _script(facts, box_path, request)
@@ -121,19 +126,21 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     pixels = read_image(request.image, height=height, width=width) if request.image else None
     noise = read_tensor(request.noise, "noise") if request.noise else None
     latent = find_tensor(request.noise, "initial_latent") if request.noise else None
-    model = executable(box, TARGET_DEVICES[box.manifest["target"]])
+    prompts = embed(embedder, script) if script else given
+    embedder.release()
+    model = executable(box, embedder.device, stages=box.manifest["stages"].keys() - {ENCODER})
     if pixels is not None:
         latent = encode_image(model, pixels)
     session = Session(
         model,
-        embed(model, script) if script else given,
+        prompts,
         seed=request.seed,
         steps=request.steps,
         noise=noise,
         image_latent=latent.to(facts.torch_dtype) if latent is not None else None,
         latents_only=request.latents_only,
     )
-    return Opened(session, script.truncated if script else ())
+    return Opened(session, embedder, script.truncated if script else ())
 
 
 def _script(facts: RunFacts, box_path: str | Path, request: Request) -> Script:

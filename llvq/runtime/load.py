@@ -50,25 +50,26 @@ def load(path: str | Path, *, hash_weights: bool = True) -> Executable:
     return executable(box, TARGET_DEVICES[box.manifest["target"]])
 
 
-def executable(box: Box, device: str) -> Executable:
-    """Build every stage of an open box on a device.
+def executable(box: Box, device: str, *, stages: Collection[str] | None = None) -> Executable:
+    """Build the stages of an open box on a device: all, or those named.
 
     Raises ArtifactError: graphs that do not do what they say, weights that are not theirs, more
     memory than the machine has. Nothing runs, and no weight is read, before all of it fits.
     """
-    facts, stages = check_fit(box)
-    documents = {name: box.graph(name) for name in stages}
+    facts, specs = check_fit(box)
+    documents = {name: box.graph(name) for name in specs}
     tensors = box.tensors(device=device)
-    read: set[str] = set()
-    for name, document in documents.items():
-        read |= _rehearse(box, name, document, device)
+    chosen = [name for name in specs if stages is None or name in stages]
+    for name in chosen:
+        _rehearse(box, name, documents[name], device)
+    read = set().union(*(graphs.weights_used(document) for document in documents.values()))
     if differing := sorted(read ^ set(tensors)):
         raise misfit(box, [f"weight {name} is {_side(name, read)}" for name in differing])
     shared: dict[str, torch.Tensor] = {}
     built = {}
-    for name, stage in stages.items():
+    for name in chosen:
         graph = _graph(box, name, documents[name], tensors, shared, device)
-        built[name] = CompiledStage(name, graph, stage.inputs, tuple(stage.outputs))
+        built[name] = CompiledStage(name, graph, specs[name].inputs, tuple(specs[name].outputs))
     return Executable(built, facts, torch.device(device))
 
 
@@ -76,8 +77,8 @@ def _side(name: str, read: Collection[str]) -> str:
     return "in no file" if name in read else "read by no graph"
 
 
-def _rehearse(box: Box, name: str, document: Any, device: str) -> set[str]:
-    """Run a stage without its bytes; gives the names of its weights."""
+def _rehearse(box: Box, name: str, document: Any, device: str) -> None:
+    """Run a stage without its bytes. Raises ArtifactError."""
     try:
         graph = graphs.load(document, device="meta")
         values = run_on_meta(graph)
@@ -96,7 +97,6 @@ def _rehearse(box: Box, name: str, document: Any, device: str) -> set[str]:
             f"{available / 2**30:.1f}",
             fix="use a machine with more, or quantize for a smaller video: --height, --width",
         )
-    return set(graphs.weights(graph))
 
 
 def memory_of(device: str) -> int:

@@ -46,6 +46,12 @@ def cues(prompts: Sequence[str], chunks: int, scene_cut_prefix: str) -> list[Cue
     return script
 
 
+def spellings(prompt: str, scene_cut_prefix: str) -> tuple[str, ...]:
+    """What `cues` may make of a prompt in any video: plain, and with the prefix of a cut."""
+    plain = prompt.removeprefix(scene_cut_prefix)
+    return tuple(dict.fromkeys((plain, scene_cut_prefix + plain)))
+
+
 def chunks_for(seconds: float, fps: int, frames_per_chunk: int, temporal_stride: int) -> int:
     """How many chunks hold `seconds` of video, to the nearest frame.
 

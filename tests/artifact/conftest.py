@@ -32,6 +32,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "recipe": {"seed": 0},
         "passes": [{"name": "canonicalize", "hits": 3}],
         "unchecked": {},
+        "left_out": {},
         "weights": {"q": {"op": "copy", "sources": ["q"]}},
         "model": {"layers": 1},
     }

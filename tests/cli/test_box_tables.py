@@ -70,6 +70,7 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
                 "recipe": plain(compiled_nvfp4.recipe.to_dict()),
                 "passes": [row | {"books": [book | {"stopped": 0}]}],
                 "unchecked": {},
+                "left_out": {},
                 "weights": {},
                 "model": {},
             }

@@ -27,7 +27,7 @@ def test_help_lists_the_commands_and_documents_the_exit_codes(tmp_path: Path) ->
     assert "130  interrupted" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["quantize", "export", "run", "inspect", "passes"])
+@pytest.mark.parametrize("verb", ["quantize", "export", "run", "encode", "inspect", "passes"])
 def test_the_help_of_every_command_has_an_example(invoke: Invoke, verb: str) -> None:
     result = invoke(verb, "--help")
     assert result.exit_code == 0

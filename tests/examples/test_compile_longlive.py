@@ -26,7 +26,7 @@ def test_a_checkpoint_becomes_a_video(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "insert-quantize      quantized  rounds  16 sites, 10 hits, 6 excluded" in (
         capsys.readouterr().out
     )
-    generate(box, tmp_path / "video.mp4", ["a kite", "a boat"], chunks=2)
+    generate(box, tmp_path / "video.mp4", ["a kite", "a boat"], seconds=0.5)
     with av.open(str(tmp_path / "video.mp4")) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
     assert len(frames) == 5 + 8 and frames[0].shape == (*SIZE, 3)
