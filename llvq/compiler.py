@@ -19,7 +19,7 @@ from llvq.graphs.read import attach
 from llvq.graphs.read import load as load_graph
 from llvq.graphs.write import dump
 from llvq.models.chunk import capture_chunk
-from llvq.models.config import ModelConfig, VaeConfig
+from llvq.models.config import ModelConfig
 from llvq.models.stages import capture_image_encoder, capture_prompt_encoder
 from llvq.passes import PIPELINE, Options, Pass, Report, Rewrite, check_tolerances, run
 from llvq.program import KvPool, Level, Program, weight_names
@@ -132,13 +132,15 @@ def with_constants(compiled: Compiled, source: TensorSource) -> TensorSource:
 
 
 def _facts(config: ModelConfig, recipe: Recipe, program: Program) -> RunFacts:
-    dit, stream, vae = config.dit, config.stream, config.vae or VaeConfig()
+    dit, stream, vae = config.dit, config.stream, config.latent_vae
     copied = (
         "frames_per_chunk",
         "window_frames",
         "sink_frames",
         "steps",
         "shift",
+        "sampler",
+        "timesteps",
         "multi_shot_sink",
         "multi_shot_rope_offset",
         "scene_cut_prefix",

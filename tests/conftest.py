@@ -204,7 +204,6 @@ def whole_config(tiny_config: ModelConfig) -> ModelConfig:
         temporal_downsample=(True, True),
         latent_mean=(0.0,) * 8,
         latent_std=(1.0,) * 8,
-        spatial_stride=8,
     )
     text = TextConfig(vocab_size=40, dim=32, attn_dim=32, ffn_dim=64, num_heads=2, num_layers=1)
     return replace(tiny_config, vae=vae, text=text)

@@ -9,8 +9,13 @@ from pathlib import Path
 
 from llvq.errors import CheckpointError
 
-PUBLISHED_FOLDER = Path("wan_models/Wan2.2-TI2V-5B")
 VAE_FILES = ("Wan2.2_VAE.pth", "Wan2.2_VAE.safetensors")
+WAN21_VAE_FILES = ("Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors")
+# The folder of a published model and the names of its VAE, by latent channels.
+PUBLISHED = {
+    48: (Path("wan_models/Wan2.2-TI2V-5B"), VAE_FILES),
+    16: (Path("wan_models/Wan2.1-T2V-1.3B"), WAN21_VAE_FILES),
+}
 TEXT_FILES = (
     "models_t5_umt5-xxl-enc-bf16.pth",
     "models_t5_umt5-xxl-enc-bf16.safetensors",
@@ -31,6 +36,7 @@ class Bundle:
 
 def find_companions(
     dit_path: str | PathLike[str],
+    channels: int = 48,
     *,
     vae: str | PathLike[str] | None = None,
     text_encoder: str | PathLike[str] | None = None,
@@ -38,12 +44,14 @@ def find_companions(
 ) -> Bundle:
     """Paths given win; else the published names beside the denoiser, then in `wan_models/`.
 
+    `channels` of the denoiser's latents decide whose names.
     Errors: CheckpointError if a path given does not exist.
     """
     dit = Path(dit_path)
     beside = dit if dit.is_dir() else dit.parent
-    folders = (beside, beside / PUBLISHED_FOLDER)
-    found_vae = _given(vae, "--vae") or _first(folders, VAE_FILES)
+    folder, vae_files = published_names(channels)
+    folders = (beside, beside / folder)
+    found_vae = _given(vae, "--vae") or _first(folders, vae_files)
     found_text = _given(text_encoder, "--text-encoder") or _first(folders, TEXT_FILES)
     found_tokenizer = _given(tokenizer, "--tokenizer") or _first(folders, TOKENIZER_FILES)
     notes = (
@@ -53,6 +61,11 @@ def find_companions(
     )
     missing = tuple(note for path, note in notes if path is None)
     return Bundle(dit, found_vae, found_text, found_tokenizer, missing)
+
+
+def published_names(channels: int) -> tuple[Path, tuple[str, ...]]:
+    """Folder and VAE files of the published model with these latents, Wan2.2 where there is none."""
+    return PUBLISHED.get(channels, PUBLISHED[48])
 
 
 def _given(path: str | PathLike[str] | None, option: str) -> Path | None:

@@ -22,7 +22,7 @@ from llvq.checkpoints.keys import check_keys
 from llvq.checkpoints.source import open_tensors
 from llvq.checkpoints.specs import dit_specs, in_bf16
 from llvq.errors import CheckpointError
-from llvq.models.config import DitConfig, StreamConfig
+from llvq.models.config import LONGLIVE2_5B, DitConfig, StreamConfig
 from llvq.sources import RenamedSource, TensorSpec
 
 WRAPPERS = frozenset(("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"))
@@ -56,18 +56,21 @@ def read_dit(
     return Checkpoint(tensors, config, notes)
 
 
-def read_stream(path: str | PathLike[str]) -> StreamConfig:
-    """The streaming schedule in `config.json` (key `stream`) beside a checkpoint, else defaults.
+def read_stream(
+    path: str | PathLike[str], default: StreamConfig = LONGLIVE2_5B.stream
+) -> StreamConfig:
+    """The streaming schedule in `config.json` (key `stream`) beside a checkpoint, over `default`.
 
-    Errors: CheckpointError for unknown keys or values of another type.
+    Errors: CheckpointError for unknown keys or values of another type, RecipeError for values that
+    do not go together.
     """
     path = Path(path)
     stated = json_beside(path, "config.json").get("stream", {})
-    known = asdict(StreamConfig())
+    known = asdict(default)
     if isinstance(stated, dict):
         bad = [key for key in stated if key not in known or not _like(stated[key], known[key])]
         if not bad:
-            return StreamConfig(**stated)
+            return StreamConfig.from_dict({**known, **stated})
         because = f"not understood: {', '.join(bad)}"
     else:
         because = "it is not a JSON object"
@@ -80,6 +83,8 @@ def read_stream(path: str | PathLike[str]) -> StreamConfig:
 
 
 def _like(value: object, default: object) -> bool:
+    if isinstance(default, tuple):
+        return isinstance(value, list) and all(type(item) is int for item in value)
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 

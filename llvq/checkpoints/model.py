@@ -13,7 +13,14 @@ from llvq.checkpoints.longlive import read_dit, read_stream
 from llvq.checkpoints.text import read_text_encoder
 from llvq.checkpoints.vae import read_vae
 from llvq.errors import CheckpointError
-from llvq.models.config import DitConfig, ModelConfig, TextConfig, VaeConfig
+from llvq.models.config import (
+    LONGLIVE2_5B,
+    DitConfig,
+    ModelConfig,
+    TextConfig,
+    VaeConfig,
+    published_for,
+)
 from llvq.runtime.prompts import PromptTokenizer
 from llvq.sources import JoinedSource, TensorSource
 
@@ -42,13 +49,17 @@ def open_model(
     use_ema: bool = False,
     size: tuple[int, int] | None = None,
 ) -> VideoModel:
-    """Open a LongLive-2.0 denoiser and what lies beside it, for videos of `size` (height, width).
+    """Open a denoiser and what lies beside it, for videos of `size` (height, width).
 
-    Without `size`, what config.json beside the checkpoint says, or 704x1280. Reads no weight.
-    Raises CheckpointError.
+    What neither `size` nor config.json beside the checkpoint says is that of the published model
+    with as many latent channels. Reads no weight. Raises CheckpointError.
     """
-    bundle = find_companions(path, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
-    dit = read_dit(bundle.dit, num_heads=num_heads, use_ema=use_ema)
+    dit = read_dit(path, num_heads=num_heads, use_ema=use_ema)
+    channels = dit.config.in_dim
+    bundle = find_companions(
+        path, channels, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
+    )
+    published = published_for(channels)
     vae_part = read_vae(bundle.vae) if bundle.vae else None
     text_part = read_text_encoder(bundle.text_encoder) if bundle.text_encoder else None
     _check_fit(dit.config, vae_part, text_part)
@@ -56,24 +67,40 @@ def open_model(
         PromptTokenizer(bundle.tokenizer, dit.config.text_len)  # refuses what is none
     config = ModelConfig(
         dit=dit.config,
-        stream=read_stream(bundle.dit),
+        stream=read_stream(bundle.dit, published.stream),
         vae=vae_part.config if vae_part else None,
         text=text_part.config if text_part else None,
     )
     parts = [("dit.", dit.tensors)]
     parts += [("vae.", vae_part.tensors)] if vae_part else []
     parts += [("text.", text_part.tensors)] if text_part else []
-    notes = [*bundle.notes, *dit.notes]
+    notes = [*bundle.notes, *dit.notes, *_family(bundle.dit, dit.config)]
     notes += [note for part in (vae_part, text_part) if part for note in part.notes]
-    height, width = size or _size_beside(bundle.dit)
+    height, width = size or _size_beside(bundle.dit, published.pixel_hw)
     source = JoinedSource(parts)
     facts = calibration_of(source)
     return VideoModel(config.at(height, width), source, facts, bundle, tuple(notes))
 
 
-def _size_beside(path: Path) -> tuple[int, int]:
+def _family(path: Path, dit: DitConfig) -> tuple[str, ...]:
+    """What is taken over from a published model, where that is not what llvq is made for first."""
+    published = published_for(dit.in_dim)
+    if published is LONGLIVE2_5B or "stream" in json_beside(path, "config.json"):
+        return ()
+    stream = published.stream
+    return (
+        f"{dit.in_dim} latent channels: streamed as Self-Forcing, {stream.frames_per_chunk} latent "
+        f"frames per chunk in a window of {stream.window_frames}, re-noised at "
+        f"{', '.join(map(str, stream.timesteps))}, {stream.fps} fps "
+        "(`stream` in config.json says otherwise)",
+    )
+
+
+def _size_beside(path: Path, default: tuple[int, int]) -> tuple[int, int]:
     document = json_beside(path, "config.json")
-    height, width = (document.get(key, n) for key, n in (("height", 704), ("width", 1280)))
+    height, width = (
+        document.get(key, size) for key, size in zip(("height", "width"), default, strict=True)
+    )
     return positive_int(height, key="height", where=path), positive_int(
         width, key="width", where=path
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -16,11 +16,19 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from llvq.checkpoints.bundle import TEXT_FILES, TOKENIZER_FILES, VAE_FILES
+from llvq.checkpoints.bundle import TEXT_FILES, TOKENIZER_FILES, published_names
 from llvq.checkpoints.specs import dit_specs, vae_specs
 from llvq.checkpoints.text_names import TO_WAN, rename, text_specs
 from llvq.errors import CheckpointError
-from llvq.models.config import DitConfig, ModelConfig, StreamConfig, TextConfig, VaeConfig
+from llvq.models.config import (
+    SELF_FORCING_1_3B,
+    WAN21_VAE,
+    DitConfig,
+    ModelConfig,
+    StreamConfig,
+    TextConfig,
+    VaeConfig,
+)
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 # Small enough that an untrained network neither saturates nor grows from layer to layer.
@@ -41,6 +49,17 @@ def tiny_config() -> ModelConfig:
     )
 
 
+def tiny_self_forcing() -> ModelConfig:
+    """A model of the Self-Forcing family of about the same size: 64 x 96 pixels."""
+    tiny = tiny_config()
+    return replace(
+        tiny,
+        dit=replace(tiny.dit, in_dim=16, out_dim=16),
+        stream=replace(SELF_FORCING_1_3B.stream, window_frames=9),
+        vae=replace(WAN21_VAE, dim=16, dec_dim=16),
+    )
+
+
 def write_random_checkpoint(folder: str | PathLike[str], config: ModelConfig, *, seed: int) -> Path:
     """Write denoiser, VAE, text encoder, tokenizer and their configs; return the denoiser's path.
 
@@ -52,20 +71,21 @@ def write_random_checkpoint(folder: str | PathLike[str], config: ModelConfig, *,
     dit = folder / "model.pt"
     weights = {f"model.{k}": v for k, v in _random(dit_specs(config.dit), seed=seed).items()}
     torch.save({"generator": weights}, dit)
-    stride = (config.vae or VaeConfig()).spatial_stride
+    height, width = config.pixel_hw
     _write_json(
         folder / "config.json",
         {
             "random_weights": True,
-            "height": config.latent_hw[0] * stride,
-            "width": config.latent_hw[1] * stride,
+            "height": height,
+            "width": width,
             "num_heads": config.dit.num_heads,
             "text_len": config.dit.text_len,
             "stream": asdict(config.stream),
         },
     )
     if config.vae is not None:
-        _write_vae(folder, config.vae, seed=seed)
+        _, vae_files = published_names(config.dit.in_dim)
+        _write_vae(folder / vae_files[0], config.vae, seed=seed)
     if config.text is not None:
         weights = _random(text_specs(config.text), seed=seed)
         torch.save({rename(k, TO_WAN): v for k, v in weights.items()}, folder / TEXT_FILES[0])
@@ -73,10 +93,10 @@ def write_random_checkpoint(folder: str | PathLike[str], config: ModelConfig, *,
     return dit
 
 
-def _write_vae(folder: Path, config: VaeConfig, *, seed: int) -> None:
-    torch.save(_random(vae_specs(config), seed=seed), folder / VAE_FILES[0])
+def _write_vae(path: Path, config: VaeConfig, *, seed: int) -> None:
+    torch.save(_random(vae_specs(config), seed=seed), path)
     statistics = {"latent_mean": config.latent_mean, "latent_std": config.latent_std}
-    _write_json(folder / "vae_config.json", statistics)
+    _write_json(path.parent / "vae_config.json", statistics)
 
 
 def _write_json(path: Path, value: Mapping[str, object]) -> None:

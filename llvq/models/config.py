@@ -7,10 +7,12 @@ H heads, D head dim, L layers, T frames, P pages (chunks) in the attention windo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llvq.errors import RecipeError
+from llvq.errors import RecipeError, SessionError
+from llvq.runtime.sampler import schedule
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,18 @@ class DitConfig:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How the denoiser rolls over a long video. All counts are latent frames."""
+    """How the denoiser rolls over a long video. All counts are latent frames.
+
+    `steps`, `shift`, `sampler` and `timesteps` are the arguments of `runtime.sampler.schedule`.
+    """
 
     frames_per_chunk: int = 8
     window_frames: int = 32
     sink_frames: int = 8
     steps: int = 4
     shift: float = 5.0
+    sampler: str = "unipc"
+    timesteps: tuple[int, ...] = ()
     multi_shot_sink: bool = True
     multi_shot_rope_offset: float = 8.0
     scene_cut_prefix: str = "The scene transitions. "
@@ -57,6 +64,19 @@ class StreamConfig:
                     because="the KV cache holds whole chunks, one page per chunk",
                     fix=f"choose a multiple of {self.frames_per_chunk}",
                 )
+        try:
+            schedule(self.steps, self.shift, self.sampler, self.timesteps)
+        except SessionError as error:
+            raise RecipeError(error.what, because=error.because, fix=error.fix) from error
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> StreamConfig:
+        """The inverse of `asdict`, also after JSON: its lists become tuples."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in document.items()
+        }
+        return cls(**values)
 
     @property
     def window_chunks(self) -> int:
@@ -67,7 +87,15 @@ class StreamConfig:
         return self.sink_frames // self.frames_per_chunk
 
 
-# Per-channel statistics of Wan2.2's 48 latent channels (the VAE file does not hold them).
+# Per-channel statistics of the latents (no VAE file holds them): 16 of Wan2.1, 48 of Wan2.2.
+WAN21_LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+WAN21_LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
 WAN22_LATENT_MEAN = (
     -0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557,
     -0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825,
@@ -88,7 +116,12 @@ WAN22_LATENT_STD = (
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The Wan2.2 VAE: 4x16x16 compression. Defaults are the published one."""
+    """The VAE of Wan2.1 or Wan2.2. Defaults are the published one of Wan2.2: 4x16x16 compression.
+
+    `patch_size`: pixels are packed by it, in height and width, before the first convolution.
+    `is_residual`: every change of resolution has a shortcut (averaging down, duplicating up) and
+    keeps the channels; without, the way up halves them. Wan2.2 is (2, True), Wan2.1 (1, False).
+    """
 
     dim: int = 160
     dec_dim: int = 256
@@ -98,9 +131,39 @@ class VaeConfig:
     temporal_downsample: tuple[bool, ...] = (False, True, True)
     latent_mean: tuple[float, ...] = WAN22_LATENT_MEAN
     latent_std: tuple[float, ...] = WAN22_LATENT_STD
+    patch_size: int = 2
+    is_residual: bool = True
 
-    spatial_stride: int = 16
-    temporal_stride: int = 4
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels per latent, in height and in width."""
+        return self.patch_size * 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def temporal_stride(self) -> int:
+        """Frames per latent, from the second latent on."""
+        return 2 ** sum(self.temporal_downsample)
+
+    @property
+    def pixel_channels(self) -> int:
+        """Channels of what the first convolution reads and the last one writes."""
+        return 3 * self.patch_size**2
+
+
+WAN22_VAE = VaeConfig()
+WAN21_VAE = VaeConfig(
+    dim=96,
+    dec_dim=96,
+    z_dim=16,
+    latent_mean=WAN21_LATENT_MEAN,
+    latent_std=WAN21_LATENT_STD,
+    patch_size=1,
+    is_residual=False,
+)
+
+
+def published_vae(channels: int) -> VaeConfig:
+    return WAN21_VAE if channels == WAN21_VAE.z_dim else WAN22_VAE
 
 
 @dataclass(frozen=True)
@@ -137,9 +200,20 @@ class ModelConfig:
     def chunk_tokens(self) -> int:
         return self.stream.frames_per_chunk * self.tokens_per_frame
 
+    @property
+    def latent_vae(self) -> VaeConfig:
+        """The VAE whose latents these are; where `vae` is None, the published one for as many."""
+        return self.vae or published_vae(self.dit.in_dim)
+
+    @property
+    def pixel_hw(self) -> tuple[int, int]:
+        """Height and width of the video."""
+        stride = self.latent_vae.spatial_stride
+        return self.latent_hw[0] * stride, self.latent_hw[1] * stride
+
     def at(self, height: int, width: int) -> ModelConfig:
         """The same model for videos of `height` x `width` pixels."""
-        stride = (self.vae or VaeConfig()).spatial_stride
+        stride = self.latent_vae.spatial_stride
         ph, pw = self.dit.patch_size[1:]
         if height % (stride * ph) or width % (stride * pw):
             raise RecipeError(
@@ -154,3 +228,38 @@ class ModelConfig:
 
 
 LONGLIVE2_5B = ModelConfig()
+
+# Self-Forcing (configs/self_forcing_dmd.yaml): one prompt per video, so no cut moves or pins.
+SELF_FORCING_1_3B = ModelConfig(
+    dit=DitConfig(dim=1536, ffn_dim=8960, num_heads=12, in_dim=16, out_dim=16),
+    stream=StreamConfig(
+        frames_per_chunk=3,
+        window_frames=21,
+        sink_frames=0,
+        sampler="renoise",
+        timesteps=(1000, 750, 500, 250),
+        multi_shot_sink=False,
+        multi_shot_rope_offset=0.0,
+        scene_cut_prefix="",
+        fps=16,
+    ),
+    vae=WAN21_VAE,
+    latent_hw=(60, 104),
+)
+
+# LongLive-1 (configs/longlive_inference.yaml): Self-Forcing in a shorter window, with a sink.
+LONGLIVE1_1_3B = replace(
+    SELF_FORCING_1_3B,
+    stream=replace(SELF_FORCING_1_3B.stream, window_frames=12, sink_frames=3),
+)
+
+PUBLISHED = {
+    "longlive2-5b": LONGLIVE2_5B,
+    "self-forcing-1.3b": SELF_FORCING_1_3B,
+    "longlive1-1.3b": LONGLIVE1_1_3B,
+}
+
+
+def published_for(channels: int) -> ModelConfig:
+    """The published model whose latents have `channels`: what a checkpoint does not say itself."""
+    return SELF_FORCING_1_3B if channels == WAN21_VAE.z_dim else LONGLIVE2_5B

@@ -1,4 +1,4 @@
-"""The Wan2.2 VAE, streamed: any number of latents per call, temporal state in and out.
+"""The VAE of Wan2.1 or Wan2.2, streamed: any number of latents per call, temporal state in and out.
 
 Parameter names are those of the published file. A video is cut into calls anywhere. The call that
 holds latent 0 is made with `first=True` and an all-zero state, every other call with `first=False`
@@ -68,10 +68,11 @@ class WanVae(nn.Module):
 
     def _decode(self, latent_BzThw: Tensor, state: TemporalState, *, first: bool) -> Tensor:
         z = self.conv2(latent_BzThw * self.latent_std + self.latent_mean)
-        return depth_to_space(self.decoder(z, state, first=first))
+        return depth_to_space(self.decoder(z, state, first=first), self.config.patch_size)
 
     def _encode(self, video_B3THW: Tensor, state: TemporalState, *, first: bool) -> Tensor:
-        moments = self.conv1(self.encoder(space_to_depth(video_B3THW), state, first=first))
+        packed = space_to_depth(video_B3THW, self.config.patch_size)
+        moments = self.conv1(self.encoder(packed, state, first=first))
         mean_BzThw, _ = moments.chunk(2, dim=1)
         return (mean_BzThw - self.latent_mean) / self.latent_std
 

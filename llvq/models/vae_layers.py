@@ -1,4 +1,4 @@
-"""The layers that both halves of the Wan2.2 VAE are made of.
+"""The layers that both halves of the Wan VAEs are made of.
 
 Submodule names and positions are those of the published checkpoint (`residual.2.weight`).
 Shapes: B batch, C channels, T frames, H and W height and width at that depth.

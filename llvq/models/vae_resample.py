@@ -1,4 +1,4 @@
-"""Changes of resolution in the Wan2.2 VAE: learned resampling, its shortcuts, and pixel packing.
+"""Changes of resolution in the Wan VAEs: learned resampling, its shortcuts, and pixel packing.
 
 Time is resampled by 2 from the second frame on: the first frame of a video stays one frame at every
 depth. `first` says that a call starts with that frame.
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llvq.models.vae_causal import CausalConv3d, TemporalState
-from llvq.models.vae_layers import batch_to_frames, frames_to_batch
+from llvq.models.vae_layers import ResidualBlock, batch_to_frames, frames_to_batch
 
 TIME_KERNEL = (3, 1, 1)
 
@@ -20,11 +20,11 @@ TIME_KERNEL = (3, 1, 1)
 class Upsample(nn.Module):
     """Twice the height and width and, if `time`, twice the frames (it then owns one slot)."""
 
-    def __init__(self, dim: int, *, time: bool) -> None:
+    def __init__(self, dim: int, out_dim: int, *, time: bool) -> None:
         super().__init__()
         self.resample = nn.Sequential(
             nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact"),
-            nn.Conv2d(dim, dim, 3, padding=1),
+            nn.Conv2d(dim, out_dim, 3, padding=1),
         )
         self.time_conv = CausalConv3d(dim, 2 * dim, TIME_KERNEL) if time else None
 
@@ -59,6 +59,17 @@ class Downsample(nn.Module):
         return torch.cat([start, self.time_conv(rest, state, start)], dim=2)
 
 
+def run_layers(
+    layers: nn.ModuleList, x_BCTHW: Tensor, state: TemporalState, *, first: bool
+) -> Tensor:
+    """Layers one after another. Only a residual block need not know of a first frame."""
+    x = x_BCTHW
+    for layer in layers:
+        blind = isinstance(layer, ResidualBlock)
+        x = layer(x, state) if blind else layer(x, state, first=first)
+    return x
+
+
 def duplicate_up(x_BCTHW: Tensor, out_dim: int, *, time: bool, first: bool) -> Tensor:
     """Shortcut around an `Upsample`: each value repeated into its block of space and time."""
     B, C, T, H, W = x_BCTHW.shape
@@ -82,18 +93,23 @@ def average_down(x_BCTHW: Tensor, out_dim: int, *, time: bool, space: bool = Tru
     return x.reshape(B, out_dim, C * t * s * s // out_dim, T // t, H // s, W // s).mean(dim=2)
 
 
-def space_to_depth(video_BCTHW: Tensor) -> Tensor:
-    """(B, C, T, 2*H, 2*W) to (B, 4*C, T, H, W), channels in the order (c, column, row)."""
+def space_to_depth(video_BCTHW: Tensor, size: int) -> Tensor:
+    """(B, C, T, s*H, s*W) to (B, s*s*C, T, H, W), channels in the order (c, column, row)."""
+    if size == 1:
+        return video_BCTHW
     B, C, T, H, W = video_BCTHW.shape
-    x = video_BCTHW.reshape(B, C, T, H // 2, 2, W // 2, 2).permute(0, 1, 6, 4, 2, 3, 5)
-    return x.reshape(B, 4 * C, T, H // 2, W // 2)
+    x = video_BCTHW.reshape(B, C, T, H // size, size, W // size, size).permute(0, 1, 6, 4, 2, 3, 5)
+    return x.reshape(B, size * size * C, T, H // size, W // size)
 
 
-def depth_to_space(x_BCTHW: Tensor) -> Tensor:
+def depth_to_space(x_BCTHW: Tensor, size: int) -> Tensor:
     """The inverse of `space_to_depth`."""
+    if size == 1:
+        return x_BCTHW
     B, C, T, H, W = x_BCTHW.shape
-    x = x_BCTHW.reshape(B, C // 4, 2, 2, T, H, W).permute(0, 1, 4, 5, 3, 6, 2)
-    return x.reshape(B, C // 4, T, 2 * H, 2 * W)
+    channels = C // (size * size)
+    x = x_BCTHW.reshape(B, channels, size, size, T, H, W).permute(0, 1, 4, 5, 3, 6, 2)
+    return x.reshape(B, channels, T, size * H, size * W)
 
 
 def _interleave(x_BCTHW: Tensor) -> Tensor:

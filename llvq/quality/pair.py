@@ -80,7 +80,7 @@ def _as_in(stated: Mapping[str, Any], config: ModelConfig) -> ModelConfig:
     """The checkpoint's config with the program's schedule, without the parts it does not have."""
     return replace(
         config,
-        stream=StreamConfig(**stated["stream"]),
+        stream=StreamConfig.from_dict(stated["stream"]),
         vae=config.vae if stated["vae"] else None,
         text=config.text if stated["text"] else None,
     )

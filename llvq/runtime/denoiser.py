@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from llvq.runtime.executable import Executable
 from llvq.runtime.pages import PageTable
-from llvq.runtime.sampler import Schedule, advance
+from llvq.runtime.sampler import Schedule, advance, renoise
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,20 @@ class Denoiser:
         self._conditions: tuple[Tensor, dict[str, Tensor]] | None = None
 
     def run(
-        self, index: int, noise: Tensor, prompt: Tensor, *, scene_cut: bool, image: Tensor | None
+        self,
+        index: int,
+        noise: Tensor,
+        prompt: Tensor,
+        *,
+        scene_cut: bool,
+        image: Tensor | None,
+        fresh: Sequence[Tensor] = (),
     ) -> Denoised:
         """Denoise chunk `index` and store its keys and values.
 
         noise [1, C, channels, h, w]; prompt [1, X, text_dim]; image, for the first chunk of an
-        image-to-video: latent [1, 1, channels, h, w] that frame 0 is held at.
+        image-to-video: latent [1, 1, channels, h, w] that frame 0 is held at. fresh: noise of that
+        shape for every step after the first, where the schedule re-noises.
         """
         if scene_cut and self.facts.multi_shot_rope_offset:
             self.shot += 1
@@ -64,23 +73,35 @@ class Denoiser:
             "page_table": self._integers(placement.history),
             "slot": self._integers(placement.slot),
         }
-        result = self._sample(values, noise, image)
+        result = self._sample(values, (noise, *fresh), image)
         self._call("refresh", values, result.x0, self._timesteps(0, image))
         self.table = table.commit(scene_cut=scene_cut)
         return result
 
-    def _sample(self, values: dict[str, Tensor], noise: Tensor, image: Tensor | None) -> Denoised:
+    def _sample(
+        self, values: dict[str, Tensor], noises: Sequence[Tensor], image: Tensor | None
+    ) -> Denoised:
         """All denoising steps. Frame 0 of an image-to-video stays the image, at timestep 0."""
-        latent, velocities = held(noise, image), []
+        latent, velocities = held(noises[0], image), []
         for step, timestep in enumerate(self.schedule.timesteps):
             timesteps = self._timesteps(timestep, image)
             velocities.append(self._call("denoise", values, latent, timesteps)["velocity"])
-            previous, latent = latent, advance(self.schedule, step, noise, velocities)
+            previous, latent = latent, self._advance(step, latent, noises, velocities)
             latent = held(latent, image)
-        sigma = torch.full(noise.shape[:2], self.schedule.sigmas[-2], device=noise.device)
+        sigma = torch.full(latent.shape[:2], self.schedule.sigmas[-2], device=latent.device)
         if image is not None:
             sigma[:, 0] = 0.0
         return Denoised(latent, previous, velocities[-1], sigma)
+
+    def _advance(
+        self, step: int, latent: Tensor, noises: Sequence[Tensor], velocities: Sequence[Tensor]
+    ) -> Tensor:
+        """The latent after update `step`, by the sampler of the schedule."""
+        if self.schedule.coefficients:
+            return advance(self.schedule, step, noises[0], velocities)
+        last = step + 1 == len(self.schedule.timesteps)
+        fresh = None if last else noises[step + 1]
+        return renoise(self.schedule, step, latent, velocities[-1], fresh)
 
     def _call(
         self, stage: str, values: dict[str, Tensor], latent: Tensor, timesteps: tuple[float, ...]
@@ -103,7 +124,7 @@ class Denoiser:
             self._modulations[timesteps] = outputs
         return self._modulations[timesteps]
 
-    def _timesteps(self, timestep: int, image: Tensor | None) -> tuple[float, ...]:
+    def _timesteps(self, timestep: float, image: Tensor | None) -> tuple[float, ...]:
         """One timestep per frame of the chunk."""
         first = 0.0 if image is not None else float(timestep)
         return (first, *[float(timestep)] * (self.facts.frames_per_chunk - 1))

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from llvq.errors import ArtifactError, CacheError
+from llvq.errors import ArtifactError, CacheError, SessionError
 from llvq.graphs.values import DTYPES
 from llvq.runtime.pages import PageTable
-from llvq.runtime.sampler import TRAIN_TIMESTEPS
+from llvq.runtime.sampler import SAMPLERS, TRAIN_TIMESTEPS, schedule
 
 DTYPE_OF = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 COMPUTED_IN = ("bfloat16", "float16", "float32")
@@ -49,6 +49,8 @@ class RunFacts:
     sink_frames: int
     steps: int
     shift: float
+    sampler: str
+    timesteps: tuple[int, ...]
     multi_shot_sink: bool
     multi_shot_rope_offset: float
     scene_cut_prefix: str
@@ -123,6 +125,18 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_integer, value))
 
 
+def _is_sampler(value: Any) -> bool:
+    return isinstance(value, str) and value in SAMPLERS
+
+
+def _are_timesteps(value: Any) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) <= TRAIN_TIMESTEPS
+        and all(_is_integer(timestep, 1, TRAIN_TIMESTEPS) for timestep in value)
+    )
+
+
 def _are_loops(value: Any) -> bool:
     """(input, output) pairs of names."""
     return isinstance(value, tuple) and all(
@@ -172,6 +186,8 @@ NUMBERS = {"shift": 0.0, "multi_shot_rope_offset": -math.inf}
 CHECKS: dict[str, Callable[[Any], bool]] = {
     "dtype": _is_dtype,
     "latent_hw": _is_size,
+    "sampler": _is_sampler,
+    "timesteps": _are_timesteps,
     "scene_cut_prefix": _is_text,
     "pages": _are_pages,
     "loops": _are_loops,
@@ -194,7 +210,8 @@ def _contradictions(facts: RunFacts) -> list[str]:
             sink_chunks=sink // chunk,
             multi_shot_sink=facts.multi_shot_sink,
         )
-    except CacheError as error:
+        schedule(facts.steps, facts.shift, facts.sampler, facts.timesteps)
+    except (CacheError, SessionError) as error:
         problems.append(error.what)
     return problems
 

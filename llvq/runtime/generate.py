@@ -14,8 +14,7 @@ from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
 from llvq.runtime.load import TARGET_DEVICES, executable, open_checked
 from llvq.runtime.prompts import PromptTokenizer, PromptTokens
-from llvq.runtime.sampler import schedule
-from llvq.runtime.session import Prompt, Session, check_seed
+from llvq.runtime.session import Prompt, Session, check_seed, schedule_of
 from llvq.runtime.shots import Cue, chunks_for, cues
 from llvq.runtime.video import read_image
 
@@ -119,7 +118,7 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     embedder = Embedder(box, request.prompt_cache)
     facts = embedder.facts
     check_seed(request.seed)
-    schedule(request.steps or facts.steps, facts.shift)
+    schedule_of(facts, request.steps)
     script = None if request.embeds else _script(facts, box_path, request)
     given = script_of_embeds(facts, _embeds(request), request.cuts) if request.embeds else []
     height, width = facts.pixel_hw

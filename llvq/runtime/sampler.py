@@ -1,15 +1,19 @@
-"""The few-step sampler: UniPC of order 2 for flow models, folded to constants.
+"""The few-step samplers: UniPC of order 2 folded to constants, and re-noising.
 
-Every update of the solver (Zhao et al. 2023, "UniPC", data prediction, B(h) = e^h - 1) is linear
+Every update of UniPC (Zhao et al. 2023, "UniPC", data prediction, B(h) = e^h - 1) is linear
 in the starting noise x_T and the velocities v_0 .. v_k, and x_T keeps the coefficient 1. So the
 solver is run once on coefficients, and a step is x_{k+1} = x_T - sum_j c[k][j] v_j. No history of
 data predictions, no solver state, and the result does not accumulate rounding of the steps.
+
+Re-noising (Self-Forcing, LongLive-1) goes all the way to x0 in every step and mixes it with noise
+that has not been seen before: x_{k+1} = (1 - sigma_{k+1}) x0 + sigma_{k+1} noise_{k+1}.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +23,7 @@ from llvq.errors import SessionError
 
 Coefficients = npt.NDArray[np.float64]
 
+SAMPLERS = ("unipc", "renoise")
 TRAIN_TIMESTEPS = 1000
 # float32(0.999), as the reference stores it. Being above 0.999, it also keeps sigma * 1000 from
 # falling just under a whole timestep.
@@ -27,17 +32,29 @@ SIGMA_MAX = float(np.float32(1 - 1 / TRAIN_TIMESTEPS))
 
 @dataclass(frozen=True)
 class Schedule:
-    """`steps` timesteps, `steps + 1` noise levels (the last is 0), and row k of the update k."""
+    """`steps` timesteps, and `steps + 1` noise levels (the last is 0).
 
-    timesteps: tuple[int, ...]
+    UniPC: row k of `coefficients` is the update k. Re-noising has none.
+    """
+
+    timesteps: tuple[float, ...]
     sigmas: tuple[float, ...]
-    coefficients: tuple[tuple[float, ...], ...]
+    coefficients: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def draws(self) -> int:
+        """How many noise tensors a chunk takes: one to start from, and one per re-noising."""
+        return 1 if self.coefficients else len(self.timesteps)
 
 
-def schedule(steps: int, shift: float) -> Schedule:
+def schedule(
+    steps: int, shift: float, sampler: str = "unipc", timesteps: Sequence[int] = ()
+) -> Schedule:
     """The schedule of `steps` model calls. Larger `shift` spends them at higher noise.
 
-    Raises SessionError for fewer than one step, more than 1000, or a shift that is not positive.
+    `timesteps`: where re-noising calls the model, before the shift: those it was distilled at.
+    Raises SessionError for fewer than one step, more than 1000, a shift that is not positive, or
+    timesteps that do not fit the sampler.
     """
     if steps < 1:
         raise SessionError(f"{steps} sampling steps", fix="use 1 step or more (LongLive-2.0: 4)")
@@ -49,8 +66,10 @@ def schedule(steps: int, shift: float) -> Schedule:
         )
     if not shift > 0:
         raise SessionError(f"a shift of {shift}", fix="use a shift above 0 (LongLive-2.0: 5.0)")
-    ramp = np.linspace(SIGMA_MAX, 0.0, steps + 1)
-    sigmas = shift * ramp / (1 + (shift - 1) * ramp)
+    _check_timesteps(steps, sampler, tuple(timesteps))
+    if sampler == "renoise":
+        return _renoising(timesteps, shift)
+    sigmas = _shifted(np.linspace(SIGMA_MAX, 0.0, steps + 1), shift)
     return Schedule(
         timesteps=tuple(int(sigma * TRAIN_TIMESTEPS) for sigma in sigmas[:-1]),
         sigmas=tuple(float(sigma) for sigma in sigmas),
@@ -61,7 +80,7 @@ def schedule(steps: int, shift: float) -> Schedule:
 def advance(
     schedule: Schedule, step: int, noise: torch.Tensor, velocities: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """The latent after update `step` (from 0), given the velocities of calls 0 to `step`.
+    """The latent after UniPC's update `step` (from 0), given the velocities of calls 0 to `step`.
 
     All tensors have one shape. Computed in float32, returned in the dtype of `noise`.
     """
@@ -69,6 +88,63 @@ def advance(
     for coefficient, velocity in zip(schedule.coefficients[step], velocities, strict=True):
         latent = latent - coefficient * velocity.float()
     return latent.to(noise.dtype)
+
+
+def renoise(
+    schedule: Schedule,
+    step: int,
+    latent: torch.Tensor,
+    velocity: torch.Tensor,
+    noise: torch.Tensor | None,
+) -> torch.Tensor:
+    """The latent after re-noising step `step` (from 0), which called the model on `latent`.
+
+    `noise` is fresh for each step; the last one, which ends at x0, takes none. All tensors have
+    one shape. Computed in float32; x0 and the result are rounded to the dtype of `latent`.
+    """
+    x0 = (latent.float() - schedule.sigmas[step] * velocity.float()).to(latent.dtype)
+    if noise is None:
+        return x0
+    sigma = schedule.sigmas[step + 1]
+    return ((1 - sigma) * x0.float() + sigma * noise.float()).to(latent.dtype)
+
+
+def _check_timesteps(steps: int, sampler: str, timesteps: tuple[int, ...]) -> None:
+    if sampler not in SAMPLERS:
+        raise SessionError(f"no sampler {sampler!r}", fix=f"use one of {', '.join(SAMPLERS)}")
+    listed = ", ".join(map(str, timesteps))
+    if sampler == "unipc" and timesteps:
+        raise SessionError(
+            f"timesteps {listed} for UniPC",
+            because="it spreads its steps itself",
+            fix="leave the timesteps out, or use the sampler renoise",
+        )
+    if sampler == "renoise" and len(timesteps) != steps:
+        raise SessionError(
+            f"{steps} sampling steps for {len(timesteps)} timesteps",
+            because=f"the model is called once at each of {listed or 'no timesteps'}",
+            fix=f"use {len(timesteps)} steps" if timesteps else "list the timesteps",
+        )
+    falling = all(earlier > later for earlier, later in pairwise(timesteps))
+    if timesteps and not (falling and timesteps[0] <= TRAIN_TIMESTEPS and timesteps[-1] >= 1):
+        raise SessionError(
+            f"timesteps {listed}",
+            because="noise only ever falls, and the model was trained on these",
+            fix=f"list them from high to low, between {TRAIN_TIMESTEPS} and 1",
+        )
+
+
+def _renoising(timesteps: Sequence[int], shift: float) -> Schedule:
+    sigmas = _shifted(np.array([*timesteps, 0]) / TRAIN_TIMESTEPS, shift)
+    return Schedule(
+        timesteps=tuple(float(sigma * TRAIN_TIMESTEPS) for sigma in sigmas[:-1]),
+        sigmas=tuple(float(sigma) for sigma in sigmas),
+    )
+
+
+def _shifted(ramp: Coefficients, shift: float) -> Coefficients:
+    """Noise levels from an even ramp: `shift` above 1 raises all but 0 and 1."""
+    return shift * ramp / (1 + (shift - 1) * ramp)
 
 
 def _fold(sigmas: Coefficients) -> tuple[tuple[float, ...], ...]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from llvq.errors import SessionError
 from llvq.runtime.decoder import Decoder
 from llvq.runtime.denoiser import Denoised, Denoiser
-from llvq.runtime.executable import Executable
-from llvq.runtime.sampler import schedule
+from llvq.runtime.executable import Executable, RunFacts
+from llvq.runtime.sampler import Schedule, schedule
 from llvq.runtime.stage import Stage
 
 
@@ -40,6 +40,8 @@ class Chunk:
 
 class Session:
     """Generates one video. `script` has one prompt per chunk; `noise` [1, F, channels, h, w].
+
+    Without `noise` it comes from `seed`, and so does what a re-noising sampler adds in any case.
 
     image_latent [1, 1, channels, h, w] makes it an image-to-video. decode_depth 0 decodes in the
     caller's thread. Iterate once; cancel() and set_prompt() may come from another thread.
@@ -65,7 +67,7 @@ class Session:
         self.facts, self.device = facts, executable.device
         self.script, self.noise, self.image = list(script), noise, image_latent
         self.decode_depth = decode_depth
-        self._denoiser = Denoiser(executable, schedule(steps or facts.steps, facts.shift))
+        self._denoiser = Denoiser(executable, schedule_of(facts, steps))
         self._decoder = None if latents_only else Decoder(executable)
         self._random = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
@@ -102,27 +104,36 @@ class Session:
     def _denoise(self, index: int) -> Denoised:
         with self._lock:
             prompt, self._next = self.script[index], index + 1
+        noise, *fresh = self._noises(index)
         return self._denoiser.run(
             index,
-            self._noise(index),
+            noise,
             prompt.embeds,
             scene_cut=index > 0 and prompt.scene_cut,
             image=self.image if index == 0 else None,
+            fresh=fresh,
         )
 
-    def _noise(self, index: int) -> Tensor:
+    def _noises(self, index: int) -> list[Tensor]:
+        """All noise of a chunk, drawn before it begins: what it starts from, then one per step."""
         count = self.facts.frames_per_chunk
+        shape = (1, count, self.facts.latent_channels, *self.facts.latent_hw)
+        given = []
         if self.noise is not None:
-            chosen = self.noise[:, index * count : (index + 1) * count]
-        else:
-            shape = (1, count, self.facts.latent_channels, *self.facts.latent_hw)
-            chosen = torch.randn(shape, generator=self._random)
-        return chosen.to(self.device, self.facts.torch_dtype)
+            given.append(self.noise[:, index * count : (index + 1) * count])
+        missing = self._denoiser.schedule.draws - len(given)
+        drawn = [torch.randn(shape, generator=self._random) for _ in range(missing)]
+        return [noise.to(self.device, self.facts.torch_dtype) for noise in (*given, *drawn)]
 
     def _decode(self, item: tuple[int, Denoised]) -> Chunk:
         index, chunk = item
         frames = self._decoder(chunk) if self._decoder is not None else None
         return Chunk(index, chunk.x0, frames)
+
+
+def schedule_of(facts: RunFacts, steps: int | None = None) -> Schedule:
+    """The schedule of a model, in as many `steps` as asked for. Raises SessionError."""
+    return schedule(steps or facts.steps, facts.shift, facts.sampler, facts.timesteps)
 
 
 def check_seed(seed: int) -> None:

@@ -47,7 +47,7 @@ def test_the_future_does_not_change_the_past() -> None:
 
 
 def test_the_last_stage_has_no_shortcut() -> None:
-    stage = UpStage(4, 2, 1, up=False, time=False)
+    stage = UpStage(4, 2, 1, up=None, time=False)
     x = torch.randn(1, 4, 2, 3, 3)
     expected = stage.upsamples[0](x, StartState())
     assert torch.equal(stage(x, StartState(), first=False), expected)

@@ -44,9 +44,9 @@ def test_average_down(out_dim: int, frames: int, time: bool, space: bool) -> Non
 
 def test_pixels_to_depth_and_back() -> None:
     video = randn(2, 3, 2, 4, 6)
-    packed = space_to_depth(video)
+    packed = space_to_depth(video, 2)
     assert torch.equal(packed, oracle.patchify(video, 2))
-    assert torch.equal(depth_to_space(packed), video)
+    assert torch.equal(depth_to_space(packed, 2), video)
 
 
 def theirs_in_groups(layer: oracle.WanResample, x: Tensor, group: int) -> Tensor:
@@ -61,7 +61,7 @@ def theirs_in_groups(layer: oracle.WanResample, x: Tensor, group: int) -> Tensor
 def test_upsample(time: bool, cuts: list[int]) -> None:
     x = randn(2, 4, 5, 3, 2)
     mode = "upsample3d" if time else "upsample2d"
-    ours, theirs = Upsample(4, time=time), oracle.WanResample(4, mode, upsample_out_dim=4)
+    ours, theirs = Upsample(4, 4, time=time), oracle.WanResample(4, mode, upsample_out_dim=4)
     theirs.load_state_dict(ours.state_dict())
     torch.testing.assert_close(stream(ours, x, cuts), theirs_in_groups(theirs, x, 1))
 
