@@ -30,8 +30,11 @@ def compare(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Sampling steps. Default: as trained.")
     ] = None,
-    noise_floor: Annotated[
-        bool, typer.Option("--noise-floor", help="Run the video in fp32 too (slow).")
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames", help="Judge the video: noise floor, another seed, VMAF (runs BF16 3 times)."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="Where the videos run: cpu, cuda.")] = "cpu",
     out: Annotated[
@@ -52,6 +55,7 @@ def compare(
 
     \b
       llvq compare model_bf16.pt model_bf16.nvfp4
+      llvq compare model_bf16.pt model_bf16.nvfp4 --frames -o report
       llvq compare model_bf16.pt model.llvq --chunks 8 --prompt "a red kite" -o report
     """
     from llvq.cli.output import check_output
@@ -62,7 +66,7 @@ def compare(
 
     if out is not None:
         check_output(out, force=force)
-    request = Request(tuple(prompt or ()), chunks, seed, steps, device, noise_floor)
+    request = Request(tuple(prompt or ()), chunks, seed, steps, device, frames)
     with _progress() as progress:
         found = compare_programs(
             model,

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llvq
-from llvq.compiler import compile_model, instantiate
+from llvq.compiler import instantiate
 from llvq.errors import TargetError
 from llvq.quality.comparison import Comparison, Video
 from llvq.quality.layers import LayerError, add_probes, quantized_layers, weight_errors
 from llvq.quality.pair import Pair, open_pair
 from llvq.quality.rollout import (
     DEFAULT_PROMPTS,
+    ChunkError,
     Take,
     chunk_errors,
     make_script,
@@ -31,10 +33,14 @@ from llvq.quality.rollout import (
 )
 from llvq.quality.sizes import sizes
 from llvq.quality.structure import structure
-from llvq.recipe import BF16
+from llvq.quality.vmaf import Vmaf, find_vmaf
+from llvq.runtime.executable import Executable
 from llvq.runtime.load import executable
 from llvq.runtime.prompts import PromptTokenizer
 from llvq.runtime.session import Chunk
+
+# What torch does not take by itself on either device: the noise of one implementation to the next.
+OTHER_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # Told (what is being done, how much of it is done, how much there is).
 Progress = Callable[[str, int, int], None]
@@ -44,7 +50,8 @@ Progress = Callable[[str, int, int], None]
 class Request:
     """The video to compare on: one prompt per shot. `steps` None is the model's own number.
 
-    Without prompts, the shots of DEFAULT_PROMPTS.
+    Without prompts, the shots of DEFAULT_PROMPTS. `frames` judges the video by the whole protocol:
+    noise floor, another seed, and VMAF if this machine has it.
     """
 
     prompts: tuple[str, ...] = ()
@@ -52,7 +59,7 @@ class Request:
     seed: int = 0
     steps: int | None = None
     device: str = "cpu"
-    noise_floor: bool = False
+    frames: bool = False
 
     @property
     def shots(self) -> tuple[str, ...]:
@@ -104,39 +111,53 @@ def _compare_weights(pair: Pair, tell: Progress) -> list[LayerError]:
 def _compare_videos(
     pair: Pair, request: Request, layers: list[LayerError], tell: Progress
 ) -> Video:
-    take, baseline = _run_baseline(pair, request, layers, tell)
+    take, baseline, others = _run_baseline(pair, request, layers, tell)
     quantized = executable(pair.box, request.device)
     free = run(quantized, take, done=_counter(tell, "run NVFP4", request))
     forced = run_forced(
         quantized, take, baseline, done=_counter(tell, "run NVFP4 on BF16 history", request)
     )
-    floor = _run_floor(pair, request, take, tell) if request.noise_floor else None
+    vmaf = find_vmaf() if request.frames else None
     return Video(
-        free=chunk_errors(baseline, free),
+        free=chunk_errors(baseline, free, vmaf),
         forced=chunk_errors(baseline, forced),
-        floor=None if floor is None else chunk_errors(baseline, floor),
+        floor=_errors(baseline, others, "floor", vmaf),
+        ceiling=_errors(baseline, others, "ceiling", vmaf),
         baseline=baseline,
         quantized=free,
     )
 
 
+def _errors(
+    baseline: list[Chunk], others: dict[str, list[Chunk]], name: str, vmaf: Vmaf | None
+) -> list[ChunkError] | None:
+    return chunk_errors(baseline, others[name], vmaf) if name in others else None
+
+
 def _run_baseline(
     pair: Pair, request: Request, layers: list[LayerError], tell: Progress
-) -> tuple[Take, list[Chunk]]:
-    """Run BF16 with a probe behind every layer; gives the script too, for the other runs."""
+) -> tuple[Take, list[Chunk], dict[str, list[Chunk]]]:
+    """Run BF16 with a probe behind every layer; gives the script for the other runs too.
+
+    The last is BF16 again, if asked for: with another attention, and from another seed.
+    """
     model = instantiate(pair.baseline, pair.model.source, request.device)
     tokenizer = PromptTokenizer(pair.box.path / "tokenizer", pair.facts.text_len)
     script = make_script(model, tokenizer, request.shots, request.chunks)
     take = Take(script, request.seed, request.steps or pair.facts.steps, not pair.has_vae)
+    others = _run_references(model, request, take, tell) if request.frames else {}
     add_probes(model, layers, pair)
-    return take, run(model, take, done=_counter(tell, "run BF16 and every layer", request))
+    return take, run(model, take, done=_counter(tell, "run BF16 and every layer", request)), others
 
 
-def _run_floor(pair: Pair, request: Request, take: Take, tell: Progress) -> list[Chunk]:
-    """The same video in fp32: what rounding to BF16 alone costs."""
-    wide = compile_model(pair.model.config, replace(BF16, dtype="float32"))
-    model = instantiate(wide, pair.model.source, request.device)
-    return run(model, take, done=_counter(tell, "run fp32", request))
+def _run_references(
+    model: Executable, request: Request, take: Take, tell: Progress
+) -> dict[str, list[Chunk]]:
+    with sdpa_kernel(OTHER_ATTENTION):
+        floor = run(model, take, done=_counter(tell, "run BF16, other attention", request))
+    elsewhere = replace(take, seed=take.seed + 1)
+    ceiling = run(model, elsewhere, done=_counter(tell, "run BF16, other seed", request))
+    return {"floor": floor, "ceiling": ceiling}
 
 
 def _measured(pair: Pair, request: Request) -> dict[str, Any]:
@@ -172,8 +193,10 @@ def _notes(pair: Pair, request: Request) -> list[str]:
         notes.append("The weights are random: no number here says how a trained model fares.")
     if not pair.has_vae:
         notes.append("The program has no VAE: latents are compared, frames are not.")
-    if not request.noise_floor:
-        notes.append("No noise floor was measured (--noise-floor runs the video in fp32 too).")
+    if not request.frames:
+        notes.append("No noise floor was measured (--frames runs BF16 twice more, for both ends).")
+    elif pair.has_vae and find_vmaf() is None:
+        notes.append("No VMAF: there is no ffmpeg with libvmaf on the PATH.")
     return notes
 
 

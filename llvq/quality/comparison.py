@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from llvq.quality.health import Health
 from llvq.quality.layers import LayerError
 from llvq.quality.metrics import NOTHING, Energies, slope
-from llvq.quality.rollout import ChunkError
+from llvq.quality.rollout import ChunkError, chunk_health
 from llvq.quality.sizes import Sizes
 from llvq.quality.structure import Structure
 from llvq.runtime.session import Chunk
@@ -18,16 +19,34 @@ from llvq.runtime.session import Chunk
 
 @dataclass(frozen=True)
 class Video:
-    """One script run by both sides. `floor` is fp32 against BF16, None if it was not asked for.
+    """One script run by both sides; `baseline` and `quantized` are the free-running chunks.
 
-    `baseline` and `quantized` are the free-running chunks themselves.
+    What to hold the errors against, None if it was not asked for: `floor`, BF16 with another
+    attention implementation, and `ceiling`, BF16 from another seed, each against BF16.
     """
 
     free: list[ChunkError]
     forced: list[ChunkError]
     floor: list[ChunkError] | None
+    ceiling: list[ChunkError] | None
     baseline: list[Chunk]
     quantized: list[Chunk]
+
+    @property
+    def runs(self) -> dict[str, list[ChunkError]]:
+        """What was run, by name."""
+        named = {
+            "free_running": self.free,
+            "teacher_forced": self.forced,
+            "noise_floor": self.floor,
+            "other_seed": self.ceiling,
+        }
+        return {name: errors for name, errors in named.items() if errors is not None}
+
+    @property
+    def health(self) -> dict[str, list[Health]]:
+        """The health of both sides, chunk by chunk; empty lists without frames."""
+        return {"bf16": chunk_health(self.baseline), "nvfp4": chunk_health(self.quantized)}
 
 
 @dataclass(frozen=True)
@@ -54,8 +73,6 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. Numbers that are not finite are "inf", "-inf" or "nan"."""
         total, video = self.sizes.total, self.video
-        runs = {"free_running": video.free, "teacher_forced": video.forced}
-        runs |= {"noise_floor": video.floor} if video.floor is not None else {}
         document = {
             "measured": self.measured,
             "notes": self.notes,
@@ -63,8 +80,11 @@ class Comparison:
             "bytes": {**asdict(self.sizes), "total": asdict(total) | {"ratio": total.ratio}},
             "layers": [_layer_row(error) for error in worst_first(self.layers)],
             "kinds": [_kind_row(kind) for kind in by_kind(self.layers)],
-            "chunks": {name: [chunk_row(error) for error in run] for name, run in runs.items()},
-            "summary": {name: summary(run) for name, run in runs.items()},
+            "chunks": {
+                name: [chunk_row(error) for error in run] for name, run in video.runs.items()
+            },
+            "summary": {name: summary(run) for name, run in video.runs.items()},
+            "health": {side: [h.to_dict() for h in found] for side, found in video.health.items()},
         }
         return _spell(document)
 
@@ -97,7 +117,7 @@ def summary(errors: Sequence[ChunkError]) -> dict[str, float]:
 
 
 def chunk_row(error: ChunkError) -> dict[str, Any]:
-    frames = {} if error.psnr_db is None else {"psnr_db": error.psnr_db}
+    frames = error.frames.to_dict() if error.frames else {}
     return {"chunk": error.index, **error.latents.to_dict(), **frames}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
@@ -17,11 +16,17 @@ from torch import Tensor
 from llvq.errors import OutputError
 from llvq.quality.charts import bars, curves
 from llvq.quality.comparison import Comparison, worst_first
-from llvq.quality.rollout import ChunkError
-from llvq.quality.tables import Table, all_tables, flat
+from llvq.quality.tables import RUN_NAMES, Table, all_tables, flat
 
 DIFFERENCE_GAIN = 4
 MAX_FRAME_WIDTH = 480
+HEALTH_CURVES = {
+    "luma": "grey levels",
+    "contrast": "grey levels",
+    "saturation": "grey levels",
+    "sharpness": "grey levels squared",
+    "motion": "grey levels per frame",
+}
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2em auto;
        padding: 0 1em; }
@@ -85,17 +90,22 @@ def _table(table: Table, kind: str = "") -> str:
 
 def _curves(comparison: Comparison) -> Iterator[str]:
     video = comparison.video
-    runs = {"free-running": video.free, "teacher-forced": video.forced}
-    runs |= {"fp32 (noise floor)": video.floor} if video.floor else {}
+    runs = {RUN_NAMES[name]: errors for name, errors in video.runs.items()}
     latents = {name: [e.latents.sqnr_db for e in run] for name, run in runs.items()}
     yield f"<h2>SQNR of latents per chunk</h2>{curves(latents, unit='dB')}"
-    if any(error.psnr_db is not None for error in video.free):
-        frames = {name: _psnr(run) for name, run in runs.items()}
-        yield f"<h2>PSNR of frames per chunk</h2>{curves(frames, unit='dB')}"
+    frames = {name: [e.frames for e in run if e.frames] for name, run in runs.items()}
+    if any(frames.values()):
+        psnr = {name: [found.psnr_db for found in run] for name, run in frames.items()}
+        yield f"<h2>PSNR of frames per chunk</h2>{curves(psnr, unit='dB')}"
+        yield from _health_curves(comparison)
 
 
-def _psnr(errors: list[ChunkError]) -> list[float]:
-    return [math.nan if error.psnr_db is None else error.psnr_db for error in errors]
+def _health_curves(comparison: Comparison) -> Iterator[str]:
+    """One chart per measure, both sides: without a reference, drift is what parts them."""
+    sides = comparison.video.health.items()
+    for name, unit in HEALTH_CURVES.items():
+        lines = {side.upper(): [float(getattr(h, name)) for h in run] for side, run in sides}
+        yield f"<h2>{name.capitalize()} per chunk</h2>{curves(lines, unit=unit)}"
 
 
 def _layer_bars(comparison: Comparison) -> Iterator[str]:

@@ -12,7 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from llvq.quality.metrics import Energies, energies, psnr_db
+from llvq.quality.frames import FrameError, frame_error
+from llvq.quality.health import Health, health
+from llvq.quality.metrics import Energies, energies
+from llvq.quality.vmaf import Vmaf
 from llvq.runtime.executable import CompiledStage, Executable
 from llvq.runtime.prompts import PromptTokenizer
 from llvq.runtime.session import Chunk, Prompt, Session
@@ -36,11 +39,11 @@ class Take:
 
 @dataclass(frozen=True)
 class ChunkError:
-    """One chunk against the BF16 run. `psnr_db` is None where no frames were decoded."""
+    """One chunk against the BF16 run. `frames` is None where none were decoded."""
 
     index: int
     latents: Energies
-    psnr_db: float | None
+    frames: FrameError | None
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,28 @@ def run_forced(
     return run(replace(executable, stages=stages), replace(take, latents_only=True), done=done)
 
 
-def chunk_errors(reference: Sequence[Chunk], chunks: Sequence[Chunk]) -> list[ChunkError]:
+def chunk_errors(
+    reference: Sequence[Chunk], chunks: Sequence[Chunk], vmaf: Vmaf | None = None
+) -> list[ChunkError]:
     """Chunk by chunk; frames only where both sides have them."""
     errors = []
     for ours, theirs in zip(reference, chunks, strict=True):
-        psnr = None
+        frames = None
         if ours.frames is not None and theirs.frames is not None:
-            psnr = psnr_db(ours.frames, theirs.frames)
-        errors.append(ChunkError(ours.index, energies(ours.latents, theirs.latents), psnr))
+            frames = frame_error(ours.frames, theirs.frames, vmaf)
+        errors.append(ChunkError(ours.index, energies(ours.latents, theirs.latents), frames))
     return errors
+
+
+def chunk_health(chunks: Sequence[Chunk]) -> list[Health]:
+    """Chunk by chunk, those with frames."""
+    found: list[Health] = []
+    before = None
+    for chunk in chunks:
+        if chunk.frames is not None:
+            found.append(health(chunk.frames, before))
+            before = chunk.frames[-1]
+    return found
 
 
 def _on(executable: Executable, embeds: Tensor) -> Tensor:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llvq.quality.comparison import Comparison, by_kind, summary, worst_first
+from llvq.quality.frames import FrameError
+from llvq.quality.health import Health
 from llvq.quality.metrics import NOTHING, Energies
-from llvq.quality.rollout import ChunkError
 
 WORST = 10
+RUN_NAMES = {
+    "free_running": "free-running",
+    "teacher_forced": "teacher-forced",
+    "noise_floor": "noise floor",
+    "other_seed": "other seed",
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,8 @@ class Table:
 
 
 def all_tables(comparison: Comparison) -> list[Table]:
-    """Every table, in reading order."""
-    return [
+    """Every table that has a row, in reading order."""
+    tables = [
         _passes(comparison),
         _levels(comparison),
         _ops(comparison),
@@ -36,8 +43,11 @@ def all_tables(comparison: Comparison) -> list[Table]:
         _kinds(comparison),
         _worst(comparison),
         _chunks(comparison),
+        _frames(comparison),
+        _health(comparison),
         _summary(comparison),
     ]
+    return [table for table in tables if table.rows]
 
 
 def _passes(comparison: Comparison) -> Table:
@@ -131,35 +141,56 @@ def _worst(comparison: Comparison) -> Table:
 
 def _chunks(comparison: Comparison) -> Table:
     video = comparison.video
-    columns = ("chunk", "free dB", "cosine", "rel. L2", "PSNR dB", "forced dB", "cosine", "rel. L2")
+    columns = ("chunk", "free dB", "cosine", "rel. L2", "forced dB", "cosine", "rel. L2")
     caption = (
-        "Latents of every chunk against the BF16 run, and PSNR of the free run's frames. "
-        "free: from its own history; forced: from the BF16 history."
+        "Latents of every chunk against the BF16 run. free: from its own history; forced: from the "
+        "BF16 history."
     )
     rows = [
-        (str(free.index), *_cells(free.latents), _psnr(free), *_cells(forced.latents))
+        (str(free.index), *_cells(free.latents), *_cells(forced.latents))
         for free, forced in zip(video.free, video.forced, strict=True)
     ]
-    if video.floor is None:
-        return Table("Chunks", columns, rows, caption)
-    floors = (decibel(error.latents.sqnr_db) for error in video.floor)
-    wider = [(*row, floor) for row, floor in zip(rows, floors, strict=True)]
-    caption += " fp32: what rounding to BF16 alone costs."
-    return Table("Chunks", (*columns, "fp32 dB"), wider, caption)
+    return Table("Chunks", columns, rows, caption)
 
 
-def _psnr(error: ChunkError) -> str:
-    return "-" if error.psnr_db is None else decibel(error.psnr_db)
+def _frames(comparison: Comparison) -> Table:
+    video = comparison.video
+    rows = [
+        (RUN_NAMES[name], str(error.index), *_frame_cells(error.frames))
+        for name, run in video.runs.items()
+        for error in run
+        if error.frames is not None
+    ]
+    columns = ("run", "chunk", "PSNR dB", "SSIM", "MS-SSIM", "VMAF")
+    return Table("Frames against the BF16 run", columns, rows)
+
+
+def _frame_cells(found: FrameError) -> tuple[str, str, str, str]:
+    multi = "-" if found.ms_ssim is None else f"{found.ms_ssim:.4f}"
+    vmaf = "-" if found.vmaf is None else f"{found.vmaf:.2f}"
+    return (decibel(found.psnr_db), f"{found.ssim:.4f}", multi, vmaf)
+
+
+def _health(comparison: Comparison) -> Table:
+    rows = [
+        (side.upper(), str(index), *(f"{value:.4g}" for value in found.to_dict().values()))
+        for side, run in comparison.video.health.items()
+        for index, found in enumerate(run)
+    ]
+    columns = ("side", "chunk", *(field.name for field in fields(Health)))
+    caption = "No reference: luma, contrast, saturation and motion in grey levels; frames counted."
+    return Table("Health of the frames", columns, rows, caption)
 
 
 def _summary(comparison: Comparison) -> Table:
-    video = comparison.video
-    runs: list[tuple[str, Sequence[ChunkError] | None]] = [
-        ("free-running", video.free), ("teacher-forced", video.forced), ("fp32", video.floor),
-    ]  # fmt: skip
-    rows = [(name, *map(decibel, summary(run).values())) for name, run in runs if run]
+    runs = comparison.video.runs
+    rows = [(RUN_NAMES[name], *map(decibel, summary(run).values())) for name, run in runs.items()]
     columns = ("run", "worst chunk dB", "median dB", "last chunk dB", "drift dB per chunk")
-    return Table("SQNR of latents over the video", columns, rows)
+    caption = (
+        "Noise floor: BF16 with another attention implementation; no recipe can be above it. Other "
+        "seed: another video of the same prompt; an error that large is another video."
+    )
+    return Table("SQNR of latents over the video", columns, rows, caption if len(runs) > 2 else "")
 
 
 def _error_columns() -> tuple[str, ...]:

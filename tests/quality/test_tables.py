@@ -7,14 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from llvq.quality.comparison import Comparison, Video
+from llvq.quality.frames import FrameError
 from llvq.quality.layers import LayerError, QuantizedLayer
 from llvq.quality.metrics import Energies
 from llvq.quality.rollout import ChunkError
 from llvq.quality.sizes import PartBytes, Sizes
 from llvq.quality.structure import PassRow, Structure
 from llvq.quality.tables import WORST, Table, all_tables, bytes_text, decibel, flat
+from llvq.runtime.session import Chunk
 
 
 def at(level: float) -> Energies:
@@ -23,8 +26,8 @@ def at(level: float) -> Energies:
     return Energies(signal=1.0, noise=noise, power=1.0 + noise, dot=1.0)
 
 
-def chunks(*levels: float, psnr: float | None = None) -> list[ChunkError]:
-    return [ChunkError(index, at(level), psnr) for index, level in enumerate(levels)]
+def chunks(*levels: float, frames: FrameError | None = None) -> list[ChunkError]:
+    return [ChunkError(index, at(level), frames) for index, level in enumerate(levels)]
 
 
 def layer(block: int, name: str, weight: float, output: float | None) -> LayerError:
@@ -63,7 +66,8 @@ def comparison() -> Comparison:
         kv_chunks=4,
         kv=(3200, 900),
     )
-    video = Video(chunks(30, 20, psnr=41.5), chunks(30, 25), None, [], [])
+    seen = FrameError(41.5, 0.9876, vmaf=93.25)
+    video = Video(chunks(30, 20, frames=seen), chunks(30, 25), None, None, [], [])
     layers = [layer(0, "q", 20, 15), layer(1, "q", 20, 12), layer(0, "k", 21, None)]
     return Comparison({}, [], structure, sizes, layers, video)
 
@@ -74,7 +78,7 @@ def table(comparison: Comparison, title: str) -> Table:
 
 def test_every_table_is_rectangular_and_titled_once(comparison: Comparison) -> None:
     tables = all_tables(comparison)
-    assert len({t.title for t in tables}) == len(tables) == 10
+    assert len({t.title for t in tables}) == len(tables) == 11
     assert all(len(row) == len(t.columns) for t in tables for row in t.rows)
     assert all(isinstance(cell, str) for t in tables for row in t.rows for cell in row)
 
@@ -135,13 +139,35 @@ def test_kinds_add_energies_up_and_the_worst_layer_is_first(comparison: Comparis
 
 def test_chunks_stand_beside_their_forced_twins(comparison: Comparison) -> None:
     first, second = table(comparison, "Chunks").rows
-    assert (first[0], first[1], first[4], first[5]) == ("0", "30.00", "41.50", "30.00")
-    assert (second[1], second[5]) == ("20.00", "25.00")
-    video = replace(comparison.video, floor=chunks(50, 45), free=chunks(30, 20))
-    wider = table(replace(comparison, video=video), "Chunks")
-    assert wider.columns[-1] == "fp32 dB"
-    assert [row[-1] for row in wider.rows] == ["50.00", "45.00"]
-    assert [row[4] for row in wider.rows] == ["-", "-"]  # no frames
+    assert (first[0], first[1], first[4]) == ("0", "30.00", "30.00")
+    assert (second[1], second[4]) == ("20.00", "25.00")
+
+
+def test_frames_of_every_run_that_has_them(comparison: Comparison) -> None:
+    seen = ("free-running", "0", "41.50", "0.9876", "-", "93.25")
+    assert table(comparison, "Frames against").rows[0] == seen
+    floor = chunks(50, 45, frames=FrameError(60.0, 1.0, 0.5))
+    video = replace(comparison.video, floor=floor, free=chunks(30, 20))
+    rows = table(replace(comparison, video=video), "Frames against").rows
+    assert [row[:2] for row in rows] == [("noise floor", "0"), ("noise floor", "1")]
+    assert rows[0][2:] == ("60.00", "1.0000", "0.5000", "-")
+
+
+def test_health_is_shown_for_both_sides(comparison: Comparison) -> None:
+    """Flat grey: all its luma, and nothing else."""
+    grey = Chunk(0, torch.zeros(1), torch.full((2, 8, 8, 3), 100, dtype=torch.uint8))
+    video = replace(comparison.video, baseline=[grey], quantized=[grey, grey])
+    rows = table(replace(comparison, video=video), "Health").rows
+    assert [row[:3] for row in rows] == [
+        ("BF16", "0", "100"), ("NVFP4", "0", "100"), ("NVFP4", "1", "100"),
+    ]  # fmt: skip
+    assert [row[-2] for row in rows] == ["1", "1", "2"]  # frozen
+
+
+def test_a_comparison_without_frames_has_no_table_of_them(comparison: Comparison) -> None:
+    bare = replace(comparison.video, free=chunks(30, 20))
+    titles = [t.title for t in all_tables(replace(comparison, video=bare))]
+    assert not any("rames" in title for title in titles)
 
 
 def test_the_summary_is_that_of_numpy(comparison: Comparison) -> None:
