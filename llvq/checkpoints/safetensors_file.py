@@ -1,4 +1,4 @@
-"""Tensors of a `.safetensors` file, or of a folder of shards. Headers are read, data on demand.
+"""Tensors of one or more `.safetensors` files. Headers are read, data on demand.
 
 A file is mapped anew for each read, which takes a millisecond: a map that stays open keeps every
 page that was ever touched resident.
@@ -6,8 +6,6 @@ page that was ever touched resident.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +30,16 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
 class SafetensorsSource:
     """A TensorSource over one or more files. `metadata` is what the headers say in words."""
 
-    def __init__(self, path: Path, files: Sequence[Path]) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path, files: Sequence[Path], index: Mapping[str, str] | None = None
+    ) -> None:
+        """`index`: the file that each tensor must be in, for all of them."""
+        self.path, self.files = path, tuple(files)
         self.metadata: dict[str, str] = {}
         self._file_of: dict[str, Path] = {}
         self._specs: dict[str, TensorSpec] = {}
@@ -51,6 +51,21 @@ class SafetensorsSource:
                 where=str(path),
                 because="its header lists none",
                 fix="name the file that holds the weights",
+            )
+        if index is not None:
+            self._check(index)
+
+    def _check(self, index: Mapping[str, str]) -> None:
+        """The index and the headers must tell the same."""
+        found = {name: file.name for name, file in self._file_of.items()}
+        absent = [f"{n} is not in {index[n]}" for n in sorted(index) if found.get(n) != index[n]]
+        surplus = [f"{n} is in {found[n]}" for n in sorted(found) if n not in index]
+        if absent or surplus:
+            raise CheckpointError(
+                f"the index and the shards disagree on {len(absent) + len(surplus)} tensors",
+                where=str(self.path),
+                because="; ".join([*absent[:3], *surplus[:3]]),
+                fix="download index and shards again, from one revision of the checkpoint",
             )
 
     def _add(self, file: Path) -> None:
@@ -117,57 +132,3 @@ def _damaged(file: Path, error: Exception) -> CheckpointError:
         because=str(error),
         fix="download or copy it again, and compare its size and sha256 with the publisher's",
     )
-
-
-def shards_of(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files that make up the checkpoint in `folder`.
-
-    With an `*.index.json` those that it lists; else the only file, or one numbered set.
-    """
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if len(indexes) == 1:
-        files = tuple(folder / name for name in _indexed(indexes[0]))
-        return _all_there(folder, files)
-    files = tuple(sorted(folder.glob("*.safetensors")))
-    if len(files) == 1 or (files and not indexes and _is_numbered_set(files)):
-        return files
-    raise CheckpointError(
-        f"{folder.name} is not one checkpoint",
-        where=str(folder),
-        because=f"it has {len(files)} .safetensors files and {len(indexes)} index files",
-        fix="name the checkpoint file instead of the folder",
-    )
-
-
-def _indexed(index: Path) -> list[str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-        if all(Path(name).name == name for name in names):
-            return names
-        because = "it names files outside the folder"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        because = f"{type(error).__name__}: {error}"
-    raise CheckpointError(
-        f"{index.name} is not an index of shards",
-        where=str(index),
-        because=because,
-        fix="download the index again",
-    )
-
-
-def _all_there(folder: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
-    if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(
-            f"{len(missing)} of {len(files)} shards are missing",
-            where=str(folder),
-            because=f"the index lists {', '.join(missing)}",
-            fix="download the missing shards into the folder",
-        )
-    return files
-
-
-def _is_numbered_set(files: Sequence[Path]) -> bool:
-    matches = [SHARD.fullmatch(file.name) for file in files]
-    sets: Mapping[tuple[str, str], None] = {(m[1], m[3]): None for m in matches if m}
-    return all(matches) and len(sets) == 1 and int(next(iter(sets))[1]) == len(files)

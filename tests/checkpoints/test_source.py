@@ -42,6 +42,20 @@ def test_a_file_gives_its_tensors(tmp_path: Path, name: str) -> None:
         assert torch.equal(source.read(key), tensor)
 
 
+@pytest.mark.parametrize("kind", ["x.safetensors", "x.pt", "old.pt"])
+@pytest.mark.parametrize("name", ["weights", "y.bin", "y.pt"])
+def test_the_content_decides_and_not_the_name(tmp_path: Path, kind: str, name: str) -> None:
+    save_as(kind, tmp_path / kind)
+    (tmp_path / kind).rename(tmp_path / name)
+    assert sorted(open_tensors(tmp_path / name).names()) == sorted(TENSORS)
+
+
+def test_a_torch_file_named_as_safetensors(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "x.pt")
+    (tmp_path / "x.pt").rename(tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", "not a safetensors file")
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     refused(tmp_path / "no.pt", "no such file")
 
@@ -54,7 +68,7 @@ def test_an_empty_file(tmp_path: Path, name: str) -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_bytes(b"1234")
-    refused(tmp_path / "film.mp4", "no known checkpoint kind", ".safetensors")
+    refused(tmp_path / "film.mp4", "no known checkpoint kind", "torch.save")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
