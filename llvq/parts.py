@@ -14,7 +14,7 @@ from llvq.runtime.embedder import ENCODER, TOKENIZER, encoder_identity
 
 @dataclass(frozen=True)
 class Parts:
-    """`files`: weights and tokenizer, as they are. `fields`: of the manifest, `stages` among them."""
+    """`files`: weights and tokenizer, as they are. `fields`: those of the manifest, with stages."""
 
     files: tuple[str, ...]
     fields: Mapping[str, Any]

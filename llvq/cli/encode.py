@@ -26,8 +26,9 @@ def encode(
 ) -> None:
     """Encode prompts into a cache, which `llvq run --prompt-cache` reads. Generates nothing.
 
-    Each prompt is cached as it is and as a scene cut, so that it can be any shot of a video. What is
-    cached already is not encoded again; Ctrl-C keeps what is done. Loads the text encoder alone.
+    Each prompt is cached as it is and as a scene cut, so that it can be any shot of a video. What
+    is cached already is not encoded again; Ctrl-C keeps what is done. Of the box, the text encoder
+    alone is loaded.
 
     \b
       llvq encode model.llvq --prompt "a red kite over the sea" --prompt-cache prompts

@@ -81,8 +81,8 @@ def run(
     """Generate a video from a box. Frames are written as they are decoded.
 
     Several prompts are several shots of equal length. With --prompt-cache the text encoder is
-    loaded only for prompts that are new, and a box without one runs what is cached. Ctrl-C stops within a chunk and leaves no
-    half file.
+    loaded only for prompts that are new, and a box without one runs what is cached. Ctrl-C stops
+    within a chunk and leaves no half file.
 
     \b
       llvq run model.llvq --prompt "a red kite over the sea" --seconds 10

@@ -2,7 +2,7 @@
 
 An entry is a safetensors file named by a sha256 over the identity of the encoder and the token ids.
 It is never changed, only replaced as a whole, so that several processes may share a folder. It
-holds no prompt in clear. Nothing is ever evicted: a box without its encoder could not make it again.
+holds no prompt in clear. Nothing is evicted: a box without its encoder could not make it again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from llvq.runtime.facts import RunFacts
 from llvq.runtime.prompts import PromptTokens
 
 TENSOR, DIGEST = "prompt_embeds", "sha256"
+DTYPE_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+HEADER_ROOM = 4096  # bytes
 
 
 class DamagedEntry(SessionError):
@@ -53,11 +55,9 @@ class PromptCache:
         """
         path = self.path_of(tokens)
         try:
-            return self._padded(_read_rows(path, self._facts), path)
+            data = _bytes_of(path, self._facts)
         except FileNotFoundError:
             return None
-        except SafetensorError as error:
-            raise _damaged(path, str(error)) from error
         except OSError as error:
             raise SessionError(
                 "the prompt cache cannot be read",
@@ -65,12 +65,19 @@ class PromptCache:
                 because=error.strerror or str(error),
                 fix="make the folder readable, or name another with --prompt-cache",
             ) from error
+        facts = self._facts
+        nbytes = facts.text_len * facts.text_dim * facts.torch_dtype.itemsize
+        padded = bytearray(_rows_in(data, path, facts).ljust(nbytes, b"\0"))
+        return torch.frombuffer(padded, dtype=facts.torch_dtype).reshape(
+            1, facts.text_len, facts.text_dim
+        )
 
     def put(self, tokens: PromptTokens, embeds: Tensor) -> None:
         """Write or replace an entry, at once or not at all. Raises OutputError."""
         path = self.path_of(tokens)
         rows = _without_padding(embeds[0].cpu())
-        data = save({TENSOR: rows}, metadata={DIGEST: _digest(path, rows)})
+        digest = _digest(path, rows.view(torch.uint8).numpy().tobytes())
+        data = save({TENSOR: rows, DIGEST: torch.tensor(list(digest), dtype=torch.uint8)})
         # Not the process id: machines that share a folder may have the same one.
         part = self.folder / f".{path.stem}.part-{secrets.token_hex(8)}"
         try:
@@ -93,14 +100,6 @@ class PromptCache:
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise self._unwritable("you may not write to this folder")
 
-    def _padded(self, rows: Tensor, path: Path) -> Tensor:
-        facts = self._facts
-        if rows.dtype != facts.torch_dtype:
-            raise _damaged(path, f"it is in {rows.dtype}, not {facts.torch_dtype}")
-        embeds = torch.zeros(1, facts.text_len, facts.text_dim, dtype=rows.dtype)
-        embeds[0, : len(rows)] = rows
-        return embeds
-
     def _unwritable(self, because: str) -> OutputError:
         return OutputError(
             "the prompt cache cannot be written",
@@ -110,19 +109,33 @@ class PromptCache:
         )
 
 
-def _read_rows(path: Path, facts: RunFacts) -> Tensor:
-    """The rows of an entry [rows, text_dim]; nothing large is read before its shape is known."""
-    with safe_open(path, framework="pt") as file:
-        digest = (file.metadata() or {}).get(DIGEST)
-        if digest is None or list(file.keys()) != [TENSOR]:
-            raise _damaged(path, f"it does not hold {TENSOR} and its sha256")
-        shape = file.get_slice(TENSOR).get_shape()
-        if len(shape) != 2 or shape[0] > facts.text_len or shape[1] != facts.text_dim:
-            raise _damaged(
-                path, f"it has shape {shape}, not [up to {facts.text_len}, {facts.text_dim}]"
-            )
-        rows: Tensor = file.get_tensor(TENSOR)
-    if _digest(path, rows) != digest:
+def _bytes_of(path: Path, facts: RunFacts) -> bytes:
+    """The whole file, opened once: what `safe_open` reads twice may be two entries."""
+    limit = facts.text_len * facts.text_dim * facts.torch_dtype.itemsize + HEADER_ROOM
+    with open(path, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise _damaged(path, f"it is larger than {limit} bytes")
+    return data
+
+
+def _rows_in(data: bytes, path: Path, facts: RunFacts) -> bytes:
+    """The bytes of the rows of an entry. Raises DamagedEntry."""
+    try:
+        entry = dict(deserialize(data))
+    except SafetensorError as error:
+        raise _damaged(path, str(error)) from error
+    if entry.keys() != {TENSOR, DIGEST}:
+        raise _damaged(path, f"it does not hold {TENSOR} and {DIGEST}")
+    shape, dtype = entry[TENSOR]["shape"], entry[TENSOR]["dtype"]
+    fits = len(shape) == 2 and shape[0] <= facts.text_len and shape[1] == facts.text_dim
+    wanted = DTYPE_NAMES[facts.torch_dtype]
+    if not fits or dtype != wanted:
+        raise _damaged(
+            path, f"it is {dtype} {shape}, not {wanted} [up to {facts.text_len}, {facts.text_dim}]"
+        )
+    rows = bytes(entry[TENSOR]["data"])
+    if _digest(path, rows) != bytes(entry[DIGEST]["data"]):
         raise _damaged(path, "its sha256 is not the one that was written with it")
     return rows
 
@@ -133,10 +146,9 @@ def _without_padding(embeds: Tensor) -> Tensor:
     return embeds[: int(used[-1]) + 1 if len(used) else 0].clone()
 
 
-def _digest(path: Path, rows: Tensor) -> str:
+def _digest(path: Path, rows: bytes) -> bytes:
     """Over the name, too: an entry under another's name would be another prompt."""
-    data = rows.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(path.stem.encode("ascii") + data).hexdigest()
+    return hashlib.sha256(path.stem.encode("ascii") + rows).digest()
 
 
 def _damaged(path: Path, because: str) -> DamagedEntry:
