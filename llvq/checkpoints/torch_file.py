@@ -1,8 +1,8 @@
 """Tensors of a file written by `torch.save`. The zip kind is mapped, not read.
 
 The pickle inside is only ever opened with weights_only=True: a file that wants to run code is
-refused. Every page of a map that was ever touched stays resident, so the file is mapped anew after
-each REMAP_BYTES that were read.
+refused, and so is one that declares more than it can hold. Every page of a map that was ever
+touched stays resident, so the file is mapped anew after each REMAP_BYTES that were read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,12 @@ ZIP_MAGIC = b"PK\x03\x04"
 # A file of torch < 1.6 cannot be mapped, so opening it reads all of it.
 LEGACY_LIMIT_BYTES = 2 * 2**30
 REMAP_BYTES = 2**28
+# A published checkpoint has about a thousand tensors, a training one with its optimizer ten times
+# as many, and its pickle takes some hundred bytes for each.
+MAX_NAMES = 1_000_000
+MAX_PICKLE_BYTES = 2**28
+# Of {generator, generator_optimizer, step}: a map is not read where nobody asks, but named.
+OPTIMIZER = re.compile(r"\w*optimizer", re.ASCII)
 FORBIDDEN_GLOBAL = re.compile(r"\bGLOBAL ([\w.]+)")
 # What torch.load is known to raise on damaged bytes.
 DAMAGE = (
@@ -38,20 +45,23 @@ DAMAGE = (
     ImportError,
     OSError,
     struct.error,
+    zipfile.BadZipFile,
 )
 
 
 class TorchSource:
     """A TensorSource over the dicts of the file: {"a": {"b": tensor}} has the name `a.b`.
 
-    `metadata` holds the strings and numbers of the file under names of the same kind.
+    `metadata` holds the strings and numbers of the file under names of the same kind. What an
+    optimizer has kept is left out.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str | int | float] = {}
         self._tensors: dict[str, torch.Tensor] = {}
-        self._touched = 0
+        self._touched, self._visited = 0, 0
+        self._file_bytes = path.stat().st_size
         self._is_zip = _is_zip(path)
         self._open()
         self._specs = {
@@ -67,7 +77,7 @@ class TorchSource:
             )
 
     def _open(self) -> None:
-        self._tensors, self.metadata = {}, {}
+        self._tensors, self.metadata, self._visited = {}, {}, 0
         try:
             self._flatten(_load(self.path, mapped=self._is_zip), prefix="")
         except DAMAGE as error:
@@ -79,7 +89,11 @@ class TorchSource:
         if not isinstance(value, Mapping):
             return
         for key, item in value.items():
-            if not isinstance(key, str):
+            # A pickle may name one dict twice, and within it again: few bytes, endless names.
+            self._visited += 1
+            if self._visited > MAX_NAMES:
+                raise self._refused(f"it has more than {MAX_NAMES} names")
+            if not isinstance(key, str) or (not prefix and OPTIMIZER.fullmatch(key)):
                 continue
             name = prefix + key
             if isinstance(item, torch.Tensor):
@@ -91,14 +105,24 @@ class TorchSource:
 
     def _add(self, name: str, tensor: torch.Tensor) -> None:
         plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
-        if name not in self._tensors and plain and not tensor.is_quantized:
-            self._tensors[name] = tensor.detach()
-            return
-        raise CheckpointError(
-            f"{name} is not a plain tensor, or is there twice",
+        if name in self._tensors or not plain or tensor.is_quantized:
+            raise CheckpointError(
+                f"{name} is not a plain tensor, or is there twice",
+                where=str(self.path),
+                because="llvq reads dense CPU tensors, each name once",
+                fix="re-save the checkpoint as one flat dict of dense tensors",
+            )
+        if (declared := tensor.numel() * tensor.itemsize) > self._file_bytes:
+            because = f"{name} has {declared} bytes, the whole file {self._file_bytes}"
+            raise self._refused(because)
+        self._tensors[name] = tensor.detach()
+
+    def _refused(self, because: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path.name} declares more than it can hold",
             where=str(self.path),
-            because="llvq reads dense CPU tensors, each name once",
-            fix="re-save the checkpoint as one flat dict of dense tensors",
+            because=because,
+            fix="re-save the checkpoint as one flat dict of dense tensors, none of them expanded",
         )
 
     def names(self) -> Sequence[str]:
@@ -151,7 +175,26 @@ def _load(path: Path, *, mapped: bool) -> object:
             fix='convert it once: python -c "import torch; torch.save(torch.load('
             f"'{path}', weights_only=True, map_location='cpu'), '{path.with_suffix('.pt')}')\"",
         )
+    if mapped:
+        _check_archive(path)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _check_archive(path: Path) -> None:
+    """All that is read whole must be small, and nothing compressed, as torch.save writes it."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        read_whole = "/data/" not in entry.filename
+        if entry.compress_type != zipfile.ZIP_STORED or (
+            read_whole and entry.file_size > MAX_PICKLE_BYTES
+        ):
+            raise CheckpointError(
+                f"{path.name} is not an archive as torch.save writes it",
+                where=str(path),
+                because=f"{entry.filename[:80]} is compressed, or has {entry.file_size} bytes",
+                fix="re-save the checkpoint with torch.save",
+            )
 
 
 def _refusal(path: Path, error: BaseException) -> CheckpointError:

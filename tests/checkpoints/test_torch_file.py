@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ class RunsCode:
 
 def test_nested_dicts_become_dotted_names_and_scalars_metadata(tmp_path: Path) -> None:
     weights = {"model.a": torch.zeros(2)}
-    content = {"generator": weights, "step": 3, "opt": {"state": {0: torch.ones(1)}, "list": [1]}}
+    content = {"generator": weights, "step": 3, "odd": {"state": {0: torch.ones(1)}, "list": [1]}}
     torch.save(content, tmp_path / "x.pt")
     source = TorchSource(tmp_path / "x.pt")
     assert source.names() == ("generator.model.a",)
@@ -119,3 +120,49 @@ def test_what_never_was_a_checkpoint_is_told_in_words(tmp_path: Path, content: b
     with pytest.raises(CheckpointError, match="not a torch checkpoint") as caught:
         TorchSource(tmp_path / "x.pt")
     assert "neither a zip archive nor a pickle" in str(caught.value)
+
+
+def test_what_an_optimizer_keeps_is_not_named(tmp_path: Path) -> None:
+    moments = {"state": {"model.a": {"exp_avg": torch.zeros(2), "step": torch.zeros(())}}}
+    content = {"generator": {"a": torch.zeros(2)}, "generator_optimizer": moments, "step": 7}
+    torch.save(content | {"optimizer": moments}, tmp_path / "x.pt")
+    source = TorchSource(tmp_path / "x.pt")
+    assert source.names() == ("generator.a",) and source.metadata == {"step": 7}
+
+
+def test_a_tensor_that_is_expanded_from_few_bytes(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1).expand(10**9, 10**6)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="declares more than it can hold") as caught:
+        TorchSource(tmp_path / "x.pt")
+    assert "a has 4000000000000000 bytes" in str(caught.value)
+
+
+def test_dicts_that_multiply(tmp_path: Path) -> None:
+    """40 dicts, each twice in the next: 2**40 names in a kilobyte."""
+    content: dict[str, object] = {"a": torch.zeros(1)}
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="declares more than it can hold"):
+        TorchSource(tmp_path / "x.pt")
+
+
+def test_a_dict_in_itself(tmp_path: Path) -> None:
+    content: dict[str, object] = {"a": torch.zeros(1)}
+    content["b"] = content
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="damaged"):
+        TorchSource(tmp_path / "x.pt")
+
+
+def test_a_compressed_archive(tmp_path: Path) -> None:
+    """A kilobyte of it could unpack to a gigabyte of pickle."""
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as stored,
+        zipfile.ZipFile(tmp_path / "y.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+    with pytest.raises(CheckpointError, match=r"not an archive as torch\.save writes it"):
+        TorchSource(tmp_path / "y.pt")
