@@ -64,7 +64,7 @@ def find_companions(
 
 
 def published_names(channels: int) -> tuple[Path, tuple[str, ...]]:
-    """Folder and VAE files of the published model with these latents, Wan2.2 where there is none."""
+    """Folder and VAE files of the published model with these latents; Wan2.2's for others."""
     return PUBLISHED.get(channels, PUBLISHED[48])
 
 

@@ -22,7 +22,7 @@ GIB, GB = 2**30, 10**9
 LAYERS_SHOWN = 3
 OPS_SHOWN = 3
 DEFAULT_TARGET = "sm_100a"
-BUILTIN = ("longlive2-5b", "tiny")
+BUILTIN = ("longlive2-5b", "self-forcing-1.3b", "longlive1-1.3b", "tiny")
 
 
 def plan(
@@ -92,14 +92,14 @@ def _open_box(path: Path, size: tuple[int, int] | None) -> Box:
 def _config(path: Path | None, model: str, size: tuple[int, int] | None) -> ModelConfig:
     from llvq.checkpoints.model import open_model
     from llvq.checkpoints.random import tiny_config
-    from llvq.models.config import LONGLIVE2_5B
+    from llvq.models.config import PUBLISHED
     from llvq.recipe import unknown
 
     if path is not None:
         return open_model(path, size=size).config
     if model not in BUILTIN:
         raise unknown("model", model, list(BUILTIN))
-    config = LONGLIVE2_5B if model == BUILTIN[0] else tiny_config()
+    config = tiny_config() if model == "tiny" else PUBLISHED[model]
     return config.at(*size) if size is not None else config
 
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from llvq import compiler
 from llvq.box import write_program
-from llvq.cli.plan import plan
+from llvq.cli.plan import BUILTIN, plan
 from llvq.compiler import Compiled
 from llvq.errors import LlvqError, RecipeError, TargetError
-from llvq.models.config import ModelConfig
+from llvq.models.config import PUBLISHED, ModelConfig
 from llvq.sources import DictSource
 
 APP = typer.Typer()
@@ -59,6 +59,10 @@ def test_tables_of_a_known_model() -> None:
         assert words in text
     spare = json.loads(run("--model", "tiny", "--target", "sm_90a", "--memory", "80", "--json"))
     assert f"80 GiB fits, with {spare['memory']['spare'] / 2**30:.2f} GiB" in text
+
+
+def test_every_published_model_can_be_planned() -> None:
+    assert (*PUBLISHED, "tiny") == BUILTIN
 
 
 @pytest.mark.usefixtures("_compiled_already")

@@ -1,24 +1,39 @@
-"""Parity with the reference's frames and latents (goldens), keys, sizes, and capture."""
+"""Parity with the reference's frames and latents (goldens), keys, sizes, and capture.
+
+Wan2.2's oracle is the golden of the public reference, Wan2.1's is diffusers' AutoencoderKLWan.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llvq.errors import ContractError
-from llvq.models.config import VaeConfig
+from llvq.models.config import WAN21_VAE, VaeConfig
 from llvq.models.vae import WanVae, decode_state_shapes, encode_state_shapes
 
 GOLDENS = Path(os.environ.get("LLVQ_GOLDENS", Path(__file__).parents[1] / "data"))
 NAMES = sorted(path.stem for path in GOLDENS.glob("vae*.json"))
+
+
+TINY21 = replace(
+    WAN21_VAE,
+    dim=4,
+    dec_dim=4,
+    z_dim=3,
+    latent_mean=(0.5, -0.25, 0.0),
+    latent_std=(2.0, 0.5, 1.0),
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,83 @@ def test_encode_gives_the_same_latents_however_it_is_cut(
 def test_keys_and_shapes_are_those_of_the_published_file(golden: Golden) -> None:
     ours = {name: value.shape for name, value in golden.vae.state_dict().items()}
     assert ours == {name: value.shape for name, value in golden.weights.items()}
+
+
+def diffusers_vae(config: VaeConfig) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=config.dim,
+        z_dim=config.z_dim,
+        dim_mult=list(config.dim_mult),
+        num_res_blocks=config.num_res_blocks,
+        temperal_downsample=list(config.temporal_downsample),
+    )
+
+
+@pytest.fixture(scope="module")
+def wan21() -> tuple[WanVae, AutoencoderKLWan]:
+    """Ours and diffusers', with the same random weights under the names of `Wan2.1_VAE.pth`."""
+    ours, theirs = WanVae(TINY21), diffusers_vae(TINY21)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in ours.state_dict().items():
+        if not name.endswith("gamma"):
+            fan_in = max(math.prod(weight.shape[1:]), 1)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * fan_in**-0.5)
+    published = {name: weight.clone() for name, weight in ours.state_dict().items()}
+    theirs.load_state_dict(convert_wan_vae_to_diffusers(published), strict=True)
+    return ours.requires_grad_(False), theirs.requires_grad_(False)
+
+
+def statistics(config: VaeConfig) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([config.latent_mean, config.latent_std]).view(2, -1, 1, 1, 1)
+    return mean, std
+
+
+@pytest.mark.parametrize("cuts", [[5], [1, 4], [1, 1, 1, 1, 1], [3, 2], [2, 3]], ids=str)
+def test_wan21_decodes_as_diffusers_however_it_is_cut(
+    wan21: tuple[WanVae, AutoencoderKLWan], cuts: list[int]
+) -> None:
+    ours, theirs = wan21
+    latent = torch.randn(2, 3, 5, 4, 3, generator=torch.Generator().manual_seed(1))
+    state = [torch.zeros(shape) for shape in decode_state_shapes(TINY21, (4, 3), 2)]
+    frames = []
+    for part in latent.split(cuts, dim=2):
+        pixels, state = ours.decode(part, state, first=not frames)
+        frames.append(pixels)
+    mean, std = statistics(TINY21)
+    expected = theirs.decode(latent * std + mean).sample
+    assert expected.shape == (2, 3, 17, 32, 24)
+    # diffusers clamps; most pixels must lie inside for this to mean something.
+    assert (expected.abs() < 1).float().mean() > 0.5
+    assert_parity(torch.cat(frames, dim=2).clamp(-1, 1), expected)
+
+
+@pytest.mark.parametrize("cuts", [[17], [1, 16], [1, 4, 4, 4, 4], [9, 8], [5, 12]], ids=str)
+def test_wan21_encodes_as_diffusers_however_it_is_cut(
+    wan21: tuple[WanVae, AutoencoderKLWan], cuts: list[int]
+) -> None:
+    ours, theirs = wan21
+    video = torch.randn(2, 3, 17, 32, 24, generator=torch.Generator().manual_seed(2)).clamp(-1, 1)
+    state = [torch.zeros(shape) for shape in encode_state_shapes(TINY21, (32, 24), 2)]
+    latents = []
+    for part in video.split(cuts, dim=2):
+        latent, state = ours.encode(part, state, first=not latents)
+        latents.append(latent)
+    mean, std = statistics(TINY21)
+    expected = (theirs.encode(video).latent_dist.mode() - mean) / std
+    assert expected.shape == (2, 3, 5, 4, 3)
+    assert_parity(torch.cat(latents, dim=2), expected)
+
+
+def test_wan21_published_size_is_that_of_diffusers_by_default() -> None:
+    with torch.device("meta"):
+        ours, theirs = WanVae(WAN21_VAE), AutoencoderKLWan()
+    converted = convert_wan_vae_to_diffusers(dict(ours.state_dict()))
+    shapes = {name: weight.shape for name, weight in theirs.state_dict().items()}
+    assert {name: weight.shape for name, weight in converted.items()} == shapes
+    assert list(WAN21_VAE.latent_mean) == theirs.config.latents_mean
+    assert list(WAN21_VAE.latent_std) == theirs.config.latents_std
+    slots = decode_state_shapes(WAN21_VAE, (60, 104))
+    assert max(slots, key=math.prod) == (1, 96, 2, 480, 832)
 
 
 def test_published_size() -> None:

@@ -62,6 +62,8 @@ def test_no_fact_is_taken_as_it_comes(document: dict[str, Any], name: str, value
     [
         ({"window_frames": 7}, "window_frames 7 is not whole chunks of 2 frames"),
         ({"sink_frames": 8}, "has no room to roll"),
+        ({"timesteps": [1000, 500]}, "timesteps 1000, 500 for UniPC"),
+        ({"sampler": "renoise"}, "4 sampling steps for 0 timesteps"),
     ],
 )
 def test_facts_that_contradict_each_other(

@@ -1,4 +1,4 @@
-"""The folded sampler against the reference's constants, its goldens, and diffusers' solver."""
+"""The samplers against the reference's constants, its goldens, and diffusers' solvers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from safetensors.torch import load_file
 
 from llvq.errors import SessionError
-from llvq.runtime.sampler import advance, schedule
+from llvq.runtime.sampler import advance, renoise, schedule
 
 GOLDENS = Path(os.environ.get("LLVQ_GOLDENS", Path(__file__).parents[1] / "data"))
 ROLLOUTS = [
@@ -124,4 +124,75 @@ def test_as_many_velocities_as_calls() -> None:
 def test_impossible_schedules_are_refused(steps: int, shift: float) -> None:
     with pytest.raises(SessionError, match=r"steps|shift") as caught:
         schedule(steps, shift)
+    assert caught.value.fix is not None
+
+
+TRAINED = {
+    "Self-Forcing": (1000, 750, 500, 250),
+    "Rolling Forcing": (1000, 800, 600, 400, 200),
+    "uneven": (1000, 757, 522),
+    "one": (1000,),
+}
+
+
+def test_the_noise_levels_of_self_forcing() -> None:
+    """Its list, warped by its scheduler of 1000 steps and shift 5."""
+    plan = schedule(4, 5.0, "renoise", TRAINED["Self-Forcing"])
+    assert plan.timesteps == pytest.approx((1000, 937.5, 2500 / 3, 625))
+    assert plan.sigmas == pytest.approx((1, 0.9375, 2.5 / 3, 0.625, 0))
+    assert plan.draws == 4 and schedule(4, 5.0).draws == 1
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0, 8.0])
+@pytest.mark.parametrize("timesteps", TRAINED.values(), ids=TRAINED)
+def test_every_renoised_latent_is_that_of_diffusers(
+    timesteps: tuple[int, ...], shift: float
+) -> None:
+    solver = FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
+    solver.set_timesteps(sigmas=[timestep / 1000 for timestep in timesteps])
+    plan = schedule(len(timesteps), shift, "renoise", timesteps)
+    assert torch.tensor(plan.timesteps).allclose(solver.timesteps)
+    assert torch.tensor(plan.sigmas).allclose(solver.sigmas)
+
+    latent, linear, offset = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    theirs, ours = (torch.Generator().manual_seed(1) for _ in range(2))
+    for step, timestep in enumerate(solver.timesteps):
+        velocity = linear * latent + offset
+        expected = solver.step(velocity, timestep, latent, generator=theirs).prev_sample
+        last = step + 1 == len(timesteps)
+        fresh = None if last else torch.randn(2, 8, generator=ours)
+        found = renoise(plan, step, latent, velocity, fresh)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        latent = expected
+
+
+def test_renoising_rounds_x0_and_the_result_to_the_dtype_of_the_latent() -> None:
+    plan = schedule(2, 5.0, "renoise", (1000, 500))
+    generator = torch.Generator().manual_seed(0)
+    latent, velocity, fresh = torch.randn(3, 64, generator=generator).bfloat16()
+    x0 = (latent.float() - velocity.float()).bfloat16()
+    assert torch.equal(renoise(plan, 0, latent, velocity, None), x0)
+    sigma = plan.sigmas[1]
+    expected = (1 - sigma) * x0.float() + sigma * fresh.float()
+    assert torch.equal(renoise(plan, 0, latent, velocity, fresh), expected.bfloat16())
+
+
+@pytest.mark.parametrize(
+    ("steps", "sampler", "timesteps"),
+    [
+        (4, "euler", ()),
+        (4, "unipc", (1000, 750, 500, 250)),
+        (4, "renoise", ()),
+        (3, "renoise", (1000, 750, 500, 250)),
+        (2, "renoise", (500, 1000)),
+        (2, "renoise", (500, 500)),
+        (2, "renoise", (1001, 500)),
+        (2, "renoise", (500, 0)),
+    ],
+)
+def test_timesteps_that_do_not_fit_are_refused(
+    steps: int, sampler: str, timesteps: tuple[int, ...]
+) -> None:
+    with pytest.raises(SessionError, match=r"sampler|timesteps") as caught:
+        schedule(steps, 5.0, sampler, timesteps)
     assert caught.value.fix is not None
