@@ -30,7 +30,7 @@ def text(gm: GraphModule, *, provenance: bool = True) -> str:
 def _line(gm: GraphModule, node: Node) -> str:
     if node.op == "output":
         return f"return {_value(args_of(gm, node)[0])}"
-    spec = _spec(node.meta.get("val"))
+    spec = spec_text(node.meta.get("val"))
     if node.op == "get_attr":
         return f"w:{node.target} : {spec}"
     if node.op == "placeholder":
@@ -41,11 +41,12 @@ def _line(gm: GraphModule, node: Node) -> str:
     return f"%{node.name} : {spec} = {name}({', '.join(arguments)})"
 
 
-def _spec(val: Any) -> str:
+def spec_text(val: Any) -> str:
+    """A value as text: `bf16[1,7040,3072]`; a sequence in parentheses."""
     if isinstance(val, torch.Tensor):
         return f"{DTYPES.get(val.dtype, val.dtype)}[{','.join(str(size) for size in val.shape)}]"
     if isinstance(val, list | tuple):
-        return f"({', '.join(_spec(item) for item in val)})"
+        return f"({', '.join(spec_text(item) for item in val)})"
     return str(val).lower()
 
 

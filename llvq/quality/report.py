@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from llvq.errors import OutputError
+from llvq.quality import graph_table
 from llvq.quality.charts import bars, curves
 from llvq.quality.comparison import Comparison, worst_first
 from llvq.quality.tables import RUN_NAMES, Table, all_tables, flat
@@ -71,8 +72,10 @@ def html(comparison: Comparison) -> str:
         *_curves(comparison),
         *map(_table, all_tables(comparison)),
         *_layer_bars(comparison),
+        *_graphs(comparison),
     ]
-    head = f'<meta charset="utf-8"><title>llvq compare</title><style>{STYLE}</style>'
+    style = f"<style>{STYLE}{graph_table.STYLE}</style>"
+    head = f'<meta charset="utf-8"><title>llvq compare</title>{style}'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>'
 
 
@@ -112,6 +115,12 @@ def _layer_bars(comparison: Comparison) -> Iterator[str]:
     ran = [error for error in worst_first(comparison.layers) if error.calls]
     values = [(error.layer.name, error.output.sqnr_db) for error in ran]
     yield f"<h2>SQNR of outputs by layer, worst first</h2>{bars(values, unit='dB')}"
+
+
+def _graphs(comparison: Comparison) -> Iterator[str]:
+    """The blocks of every stage that was rewritten, BF16 and NVFP4 beside each other."""
+    for stage, groups in comparison.structure.blocks.items():
+        yield graph_table.graph_table(stage, groups, sum(len(group.blocks) for group in groups))
 
 
 def _frames(comparison: Comparison) -> Iterator[str]:

@@ -13,6 +13,7 @@ from llvq.graphs.ops import OPERATORS
 from llvq.passes.manager import changes
 from llvq.quality.layers import LINEAR, layer_kind
 from llvq.quality.pair import Pair
+from llvq.quality.side_by_side import Likeness, side_by_side
 
 Counts = tuple[int, int]
 
@@ -37,7 +38,8 @@ class Structure:
     """`nodes` and `ops` hold (BF16, quantized) counts by stage; equal counts are left out of `ops`.
 
     `fused` counts the groups of layers that became one GEMM, by kind; `excluded` names the glob of
-    the recipe that kept each linear, None for a miss that the recipe tolerates.
+    the recipe that kept each linear, None for a miss that the recipe tolerates; `blocks` shows,
+    for every stage whose blocks were rewritten, what became of their calls.
     """
 
     nodes: dict[str, Counts]
@@ -45,6 +47,7 @@ class Structure:
     passes: list[PassRow]
     fused: dict[str, int]
     excluded: dict[str, str | None]
+    blocks: dict[str, list[Likeness]] = field(default_factory=dict)
 
     @property
     def levels(self) -> dict[str, dict[str, Counts]]:
@@ -75,7 +78,13 @@ def structure(pair: Pair) -> Structure:
         nodes[stage] = (len(before[stage].graph.nodes), len(after.graph.nodes))
         ops[stage] = changes(op_counts(before[stage]), op_counts(after))
     passes = [_pass_row(entry) for entry in pair.box.manifest["passes"]]
-    return Structure(nodes, ops, passes, _fused(pair), _excluded(pair))
+    beside = {stage: side_by_side(before[stage], after) for stage, after in pair.graphs.items()}
+    blocks = {s: groups for s, groups in beside.items() if any(map(_is_rewritten, groups))}
+    return Structure(nodes, ops, passes, _fused(pair), _excluded(pair), blocks)
+
+
+def _is_rewritten(group: Likeness) -> bool:
+    return any(row.changed for row in group.rows)
 
 
 def op_counts(gm: GraphModule) -> Counter[str]:
