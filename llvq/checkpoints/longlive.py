@@ -12,6 +12,7 @@ from math import prod
 from os import PathLike
 from pathlib import Path
 
+from llvq.calibration import FACTS
 from llvq.checkpoints.checkpoint import (
     Checkpoint,
     all_specs,
@@ -19,6 +20,7 @@ from llvq.checkpoints.checkpoint import (
     positive_int,
 )
 from llvq.checkpoints.keys import check_keys
+from llvq.checkpoints.packed import unpack
 from llvq.checkpoints.source import open_tensors
 from llvq.checkpoints.specs import dit_specs, in_bf16
 from llvq.errors import CheckpointError
@@ -26,34 +28,41 @@ from llvq.models.config import LONGLIVE2_5B, DitConfig, StreamConfig
 from llvq.sources import RenamedSource, TensorSpec
 
 WRAPPERS = frozenset(("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"))
-OUTER = frozenset(("model", "module"))
+OUTER = frozenset(("model", "module", "diffusion_model"))
 PUBLISHED_HEAD_DIM = 128
 BLOCK = re.compile(r"blocks\.(\d{1,6})\.")
 
 
 def read_dit(
-    path: str | PathLike[str], *, num_heads: int | None = None, use_ema: bool = False
+    path: str | PathLike[str],
+    *,
+    num_heads: int | None = None,
+    use_ema: bool = False,
+    layout: str | None = None,
 ) -> Checkpoint[DitConfig]:
     """Open a denoiser checkpoint and infer its sizes.
 
     `num_heads` cannot be seen in the shapes: given here, else in `config.json` beside the file,
-    else in the file's metadata, else dim / 128. `use_ema` takes `generator_ema`.
-    Errors: CheckpointError if the file is not a plain LongLive-2.0 or Wan2.2 denoiser.
+    else in the file's metadata, else dim / 128. `use_ema` takes `generator_ema`. Linears that are
+    packed in NVFP4 stay so; `layout` names how, where the file leaves it open.
+    Errors: CheckpointError if the file is not a LongLive-2.0 or Wan2.2 denoiser.
     """
     path = Path(path)
-    source = open_tensors(path)
-    _refuse_unreadable(source.names(), path)
+    opened = open_tensors(path)
+    _refuse_unreadable(opened.names(), path)
+    source, packed = unpack(opened, opened.metadata, path, layout=layout)
     root, notes = _root(source.names(), use_ema=use_ema, path=path)
     tensors = RenamedSource(source, _module_names(source.names(), root, path))
     specs = all_specs(tensors)
-    stated = {**source.metadata, **json_beside(path, "config.json")}
+    stated = {**opened.metadata, **json_beside(path, "config.json")}
     if num_heads is not None:
         stated["num_heads"] = num_heads
     elif "num_heads" not in stated:
         notes += (f"number of heads not stated: taken as dim / {PUBLISHED_HEAD_DIM}",)
     config = _config(specs, stated, path)
-    check_keys(specs, in_bf16(dit_specs(config)), f"the denoiser in {path}")
-    return Checkpoint(tensors, config, notes)
+    weights = {name: spec for name, spec in specs.items() if name.split(".")[-1] not in FACTS}
+    check_keys(weights, in_bf16(dit_specs(config)), f"the denoiser in {path}")
+    return Checkpoint(tensors, config, (*packed, *notes))
 
 
 def read_stream(
@@ -89,13 +98,6 @@ def _like(value: object, default: object) -> bool:
 
 
 def _refuse_unreadable(names: Sequence[str], path: Path) -> None:
-    if any(name.endswith("quantized_weight_values") for name in names):
-        raise CheckpointError(
-            f"{path.name} is already packed in NVFP4",
-            where=str(path),
-            because="packed 4o6 checkpoints are not read yet",
-            fix="name the BF16 checkpoint it was made from, such as model_bf16.pt",
-        )
     if all(name.split(".")[0] in ("generator_lora", "critic_lora") for name in names):
         raise CheckpointError(
             f"{path.name} holds LoRA weights only",

@@ -48,13 +48,15 @@ def open_model(
     num_heads: int | None = None,
     use_ema: bool = False,
     size: tuple[int, int] | None = None,
+    layout: str | None = None,
 ) -> VideoModel:
     """Open a denoiser and what lies beside it, for videos of `size` (height, width).
 
     What neither `size` nor config.json beside the checkpoint says is that of the published model
-    with as many latent channels. Reads no weight. Raises CheckpointError.
+    with as many latent channels. `layout`: how packed linears lie in the file, where it leaves that
+    open. Reads no weight. Raises CheckpointError.
     """
-    dit = read_dit(path, num_heads=num_heads, use_ema=use_ema)
+    dit = read_dit(path, num_heads=num_heads, use_ema=use_ema, layout=layout)
     channels = dit.config.in_dim
     bundle = find_companions(
         path, channels, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer

@@ -44,6 +44,14 @@ NumHeads = Annotated[
 UseEma = Annotated[
     bool, typer.Option("--use-ema", help="Take the EMA weights.", rich_help_panel=MODEL)
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        "--layout",
+        help="Who packed it, if the file leaves it open.",
+        rich_help_panel=MODEL,
+    ),
+]
 Height = Annotated[
     int | None,
     typer.Option("--height", help="Pixels. Default: config.json, or 704.", rich_help_panel=SIZE),
@@ -89,6 +97,7 @@ def open_video_model(
     num_heads: int | None,
     use_ema: bool,
     size: tuple[int, int] | None,
+    layout: str | None = None,
 ) -> VideoModel:
     """Open a checkpoint set and tell the user what was found, and every guess."""
     from llvq.checkpoints.model import open_model
@@ -102,6 +111,7 @@ def open_video_model(
         num_heads=num_heads,
         use_ema=use_ema,
         size=size,
+        layout=layout,
     )
     bundle, config = opened.bundle, opened.config
     parts = ("dit", "vae", "text_encoder", "tokenizer")

@@ -27,6 +27,7 @@ def quantize(
     tokenizer: options.TokenizerPath = None,
     num_heads: options.NumHeads = None,
     use_ema: options.UseEma = False,
+    layout: options.Layout = None,
     height: options.Height = None,
     width: options.Width = None,
     force: options.Force = False,
@@ -93,6 +94,7 @@ def quantize(
         num_heads=num_heads,
         use_ema=use_ema,
         size=options.video_size(height, width),
+        layout=layout,
     )
     with stderr().status("compiling"):
         compiled = compile_model(

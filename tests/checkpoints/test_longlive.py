@@ -130,13 +130,6 @@ def test_lora_beside_the_base_model_is_noted(tmp_path: Path, dit_weights: Weight
     assert "not merged" in read_dit(tmp_path / "m.pt").notes[0]
 
 
-def test_a_packed_checkpoint_is_refused(tmp_path: Path, dit_weights: Weights) -> None:
-    packed = {"blocks.0.ffn.0.quantized_weight_values": torch.zeros(4, 2, dtype=torch.uint8)}
-    torch.save({"generator": under("model.", dit_weights | packed)}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match="already packed in NVFP4"):
-        read_dit(tmp_path / "m.pt")
-
-
 def test_another_model_is_refused(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match=r"not a LongLive-2\.0 or Wan2\.2 denoiser"):
