@@ -83,6 +83,14 @@ def test_files_hold_the_plan(
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
+def test_a_file_holds_one_part_of_the_model(tmp_path: Path) -> None:
+    targets = ("dit.a", "dit.b.c", "text.a", "text.b.c", "vae.a", "text.d")
+    plan = [WeightRecord(target, "copy", ("bias",)) for target in targets]
+    files = write_shards(plan, SOURCE, tmp_path)
+    numbers = [int(name[8:13]) for name in files.values()]
+    assert numbers == [1, 1, 2, 2, 3, 4]
+
+
 def test_bytes_do_not_depend_on_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digests = []
     for chunk in (1 << 24, 100):

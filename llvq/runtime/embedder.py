@@ -63,8 +63,9 @@ class Embedder:
         self.identity = encoder_identity(box)
         self.encoded = 0
         self.damaged: list[DamagedEntry] = []
-        known = cache is not None and self.identity is not None
-        self._cache = PromptCache(cache, self.identity, self.facts) if known else None
+        self._cache: PromptCache | None = None
+        if cache is not None and self.identity is not None:
+            self._cache = PromptCache(cache, self.identity, self.facts)
         self._encoder: CompiledStage | None = None
         self._lock = threading.Lock()
 

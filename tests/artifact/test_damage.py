@@ -105,6 +105,11 @@ def stages(count: int) -> dict[str, Any]:
     return {str(i): {} for i in range(count)}
 
 
+def left_out_and_in(manifest: dict[str, Any]) -> None:
+    manifest["stages"]["encode_text"] = {}
+    manifest["left_out"]["encode_text"] = "0" * 64
+
+
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "format version": (put(format={"name": "llvq-box", "version": 2}), "format version 2"),
     "format field": (put(format={"name": "llvq-box", "version": 1, "x": 1}), "format version"),
@@ -126,6 +131,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "stages": (put(stages=stages(MAX_STAGES + 1)), f"{MAX_STAGES + 1} stages"),
     "stages type": (put(stages=[1]), "field 'stages' is a list"),
     "stage type": (put(stages={"a": 1}), "field 'stages'"),
+    "left out": (put(left_out={"add": "0" * 64}), "stage 'add' cannot be left out"),
+    "left out and in": (left_out_and_in, "'encode_text' cannot be left out"),
+    "left out as": (put(left_out={"encode_text": "0" * 63}), "left_out.encode_text is no sha256"),
+    "left out type": (put(left_out={"encode_text": 1}), "left_out.encode_text is no sha256"),
     "passes type": (put(passes={}), "field 'passes' is a dict"),
     "missing field": (lambda m: m.pop("recipe"), "field 'recipe' is missing"),
     "surplus field": (put(startup="import os"), "field 'startup' is unknown"),

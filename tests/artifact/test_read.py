@@ -34,6 +34,15 @@ def test_tensors_are_read_from_every_file(box_path: Path, known_ops: dict[str, s
         tensors["u"]
 
 
+def test_files_are_found_by_the_weights_they_hold(
+    box_path: Path, known_ops: dict[str, str]
+) -> None:
+    box = open_box(box_path, known_ops=known_ops)
+    assert box.weight_files({"w"}) == ["weights/0.safetensors"]
+    assert box.weight_files({"w", "v", "u"}) == ["weights/0.safetensors", "weights/1.safetensors"]
+    assert box.weight_files({"u"}) == []
+
+
 def test_a_tensor_in_two_files_is_refused(tmp_path: Path, known_ops: dict[str, str]) -> None:
     with BoxWriter(tmp_path / "a.llvq") as writer:
         fill(writer)

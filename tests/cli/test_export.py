@@ -44,7 +44,9 @@ def test_a_format_is_known_and_takes_its_own_options(
     near = invoke("export", program.path, "--format", "onx")
     surplus = invoke("export", program.path, "--format", "onnx", "--target", "cpu")
     boxed = invoke("export", program.path, "--dialect", "trt")
-    assert near.exit_code == surplus.exit_code == boxed.exit_code == 2
+    left = invoke("export", program.path, "--format", "onnx", "--no-text-encoder")
+    assert near.exit_code == surplus.exit_code == boxed.exit_code == left.exit_code == 2
+    assert "--no-text-encoder means nothing to --format onnx" in left.stderr
     assert "did you mean 'onnx'?" in near.stderr
     assert "--target means nothing to --format onnx" in surplus.stderr
     assert "add --format onnx" in boxed.stderr
@@ -61,6 +63,9 @@ def test_what_to_type_next_fits_the_box(tmp_path: Path) -> None:
     whole = {"files": {"tokenizer/tokenizer.json": {}}, "stages": {"decode": {}}}
     assert next_step(Box(tmp_path, whole, ""), Path("a b.llvq")) == (
         "next: llvq run 'a b.llvq' --prompt \"a red kite over the sea\""
+    )
+    assert next_step(Box(tmp_path, whole, ""), Path("m.llvq"), text_encoder=False).endswith(
+        '--prompt "a red kite over the sea" --prompt-cache DIR'
     )
     bare = {"files": {}, "stages": {}}
     assert next_step(Box(tmp_path, bare, ""), Path("m.llvq")) == (

@@ -52,6 +52,11 @@ def test_a_graph_exported_on_meta_takes_real_weights(
     assert_bitwise_equal(loaded(*inputs), model(*inputs))
 
 
+def test_weights_are_named_without_building(exported: GraphModule) -> None:
+    loaded = graphs.load(through_bytes(exported), device="meta")
+    assert graphs.weights_used(through_bytes(exported)) == graphs.weights(loaded).keys()
+
+
 def test_dump_of_load_is_the_document(exported: GraphModule) -> None:
     document = through_bytes(exported)
     loaded = graphs.load(document, device="meta")

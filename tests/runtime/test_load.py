@@ -17,7 +17,7 @@ from llvq.box import export_box, write_program
 from llvq.compiler import Compiled
 from llvq.errors import ArtifactError
 from llvq.models.config import ModelConfig
-from llvq.runtime.load import load, memory_of, op_table, open_checked
+from llvq.runtime.load import executable, load, memory_of, op_table, open_checked
 from llvq.sources import DictSource
 
 if TYPE_CHECKING:
@@ -57,6 +57,19 @@ def test_a_weight_that_stages_share_is_loaded_once(folder: Path) -> None:
     assert any(name.endswith(".codes") for name in shared)
     for name in shared:
         assert held["denoise"][name].data_ptr() == held["refresh"][name].data_ptr()
+
+
+def test_stages_are_built_apart(folder: Path) -> None:
+    box = open_checked(folder / "m.llvq")
+    assert set(executable(box, "cpu", stages=("modulate",)).stages) == {"modulate"}
+    assert set(executable(box, "cpu").stages) == set(box.manifest["stages"])
+
+
+def test_a_weight_is_missed_whatever_is_built(forger: Forger) -> None:
+    name = with_weights(forger, "surplus")
+    with pytest.raises(ArtifactError, match="do not fit") as caught:
+        executable(open_checked(forger.path), "cpu", stages=("modulate",))
+    assert f"weight {name} is read by no graph" in str(caught.value)
 
 
 def test_only_a_box_is_loaded(folder: Path) -> None:

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llvq.errors import SessionError
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import Prompt, Session
-from llvq.runtime.shots import Cue, chunks_for, cues
+from llvq.runtime.shots import Cue, chunks_for, cues, spellings
 
 CUT = "The scene transitions. "
 
@@ -51,6 +53,14 @@ def test_a_prompt_that_brings_the_prefix_gets_no_second_one() -> None:
 
 def test_a_model_without_a_prefix_still_cuts() -> None:
     assert cues(["a", "b"], 2, "") == [Cue("a", False), Cue("b", True)]
+
+
+@given(st.lists(st.sampled_from(["a", CUT + "a", CUT + CUT + "b", "b", CUT]), min_size=1))
+def test_no_video_prompts_with_another_spelling(prompts: list[str]) -> None:
+    known = {text for prompt in prompts for text in spellings(prompt, CUT)}
+    for chunks in (len(prompts), 3 * len(prompts)):
+        assert {cue.prompt for cue in cues(prompts, chunks, CUT)} <= known
+    assert spellings("a", "") == ("a",)
 
 
 @pytest.mark.parametrize(
