@@ -8,10 +8,12 @@ of the blocks is seen here at once.
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import zip_longest
 
 from torch.fx import GraphModule, Node
 
@@ -39,14 +41,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Row:
-    """The same call on both sides, or calls of one side that the other does not have."""
+    """The same call on both sides; or, if `changed`, one that went beside one that came.
+
+    Changed calls stand beside each other in order only: three may have become one.
+    """
 
     before: Call | None
     after: Call | None
-
-    @property
-    def changed(self) -> bool:
-        return self.before is None or self.after is None
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def _blocks(gm: GraphModule) -> dict[int, list[Call]]:
     found: dict[int, list[Call]] = {}
     for node in gm.graph.nodes:
         block = BLOCK.match(module_path(node)) if node.op == "call_function" else None
-        if block:
+        if block and node.target is not operator.getitem:  # a part of the call before it
             found.setdefault(int(block["index"]), []).append(_call(node, block.end()))
     return found
 
@@ -91,5 +93,5 @@ def _rows(old: Sequence[Call], new: Sequence[Call]) -> Iterator[Row]:
         if tag == "equal":
             yield from (Row(a, b) for a, b in zip(old[i:i_end], new[j:j_end], strict=True))
         else:
-            yield from (Row(call, None) for call in old[i:i_end])
-            yield from (Row(None, call) for call in new[j:j_end])
+            beside = zip_longest(old[i:i_end], new[j:j_end])
+            yield from (Row(a, b, changed=True) for a, b in beside)

@@ -23,11 +23,11 @@ class Cells(HTMLParser):
 
 
 def test_sides_are_told_apart_and_text_is_escaped() -> None:
-    rows = (Row(KEPT, KEPT), Row(GONE, None), Row(None, CAME))
+    rows = (Row(KEPT, KEPT), Row(GONE, CAME, changed=True), Row(GONE, None, changed=True))
     page = graph_table("denoise", [Likeness((0, 1), rows)], 2)
     cells = Cells()
     cells.feed(page)
-    assert cells.classes == ["same", "same", "gone", None, None, "come"]
+    assert cells.classes == ["same", "same", "gone", "come", "gone", None]
     assert "Stage denoise, blocks 0-1 of 2" in page
     assert "&lt;b&gt;" in page and page.count("nvfp4-linear</span>") == 1
 
