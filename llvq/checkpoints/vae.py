@@ -94,6 +94,8 @@ def _sizes(specs: Mapping[str, TensorSpec], path: Path) -> VaeConfig:
     widths, blocks, temporal = (_staged if is_residual else _listed)(specs, path)
     if any(width % dim for width in widths):
         raise _no_vae(path, f"stage widths {widths} are not multiples of the first, {dim}")
+    if len(widths) != len(temporal) + 1:
+        raise _no_vae(path, f"{len(temporal)} changes of resolution join {len(widths)} stages")
     if len(widths) * blocks > len(specs):
         raise _no_vae(path, f"{len(widths)} stages of {blocks} blocks are more than it has tensors")
     latents = specs["conv2.weight"].shape if "conv2.weight" in specs else ()

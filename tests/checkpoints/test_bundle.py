@@ -24,6 +24,18 @@ def test_companions_are_found_by_their_published_names(tmp_path: Path, folder: s
     assert find_companions(dit) == Bundle(dit, vae, text, tokenizer)
 
 
+def test_sixteen_channels_are_wan21_wherever_both_are(tmp_path: Path) -> None:
+    dit = touch(tmp_path / "self_forcing_dmd.pt")
+    touch(tmp_path / VAE)
+    touch(tmp_path / "wan_models/Wan2.2-TI2V-5B" / VAE)
+    assert find_companions(dit, 16).vae is None
+    folder = tmp_path / "wan_models/Wan2.1-T2V-1.3B"
+    vae, text = touch(folder / "Wan2.1_VAE.pth"), touch(folder / TEXT)
+    found = find_companions(dit, 16)
+    assert (found.vae, found.text_encoder) == (vae, text)
+    assert find_companions(dit).vae == tmp_path / VAE
+
+
 def test_a_folder_is_looked_into(tmp_path: Path) -> None:
     vae = touch(tmp_path / "Wan2.2_VAE.safetensors")
     assert find_companions(tmp_path).vae == vae

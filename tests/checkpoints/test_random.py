@@ -8,7 +8,7 @@ import torch
 
 from llvq.checkpoints.bundle import find_companions
 from llvq.checkpoints.longlive import read_dit, read_stream
-from llvq.checkpoints.random import write_random_checkpoint
+from llvq.checkpoints.random import tiny_self_forcing, write_random_checkpoint
 from llvq.checkpoints.text import read_text_encoder
 from llvq.checkpoints.vae import read_vae
 from llvq.errors import CheckpointError
@@ -33,6 +33,15 @@ def test_the_readers_give_the_config_back(demo: Path, demo_config: ModelConfig) 
     assert read_stream(demo) == demo_config.stream
     assert read_vae(bundle.vae).config == demo_config.vae
     assert read_text_encoder(bundle.text_encoder).config == demo_config.text
+
+
+def test_the_family_of_wan21_comes_back_too(tmp_path: Path) -> None:
+    config = tiny_self_forcing()
+    dit = write_random_checkpoint(tmp_path, config, seed=7)
+    bundle = find_companions(dit, config.dit.in_dim)
+    assert bundle.vae == tmp_path / "Wan2.1_VAE.pth" and not bundle.notes
+    assert read_dit(dit).config == config.dit and read_vae(bundle.vae).config == config.vae
+    assert read_stream(dit) == config.stream
 
 
 def test_the_same_seed_gives_the_same_files(

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 
-from llvq.checkpoints.random import write_random_checkpoint
+from llvq.checkpoints.random import tiny_self_forcing, write_random_checkpoint
 from llvq.checkpoints.specs import vae_specs
 from llvq.checkpoints.vae import read_vae
 from llvq.checkpoints.vae_names import names_of
@@ -135,3 +135,21 @@ def test_another_model_is_refused(tmp_path: Path, names: dict[str, tuple[int, ..
     save_file(weights | {"x": torch.zeros(1)}, tmp_path / "vae.safetensors")
     with pytest.raises(CheckpointError, match=r"not a VAE of Wan2.1 or"):
         read_vae(tmp_path / "vae.safetensors")
+
+
+def test_a_list_of_layers_that_ends_between_two_stages_is_refused(tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path, tiny_self_forcing(), seed=0)
+    weights = torch.load(tmp_path / "Wan2.1_VAE.pth")
+    for last in ("encoder.downsamples.9.", "encoder.downsamples.10."):
+        weights = {name: w for name, w in weights.items() if not name.startswith(last)}
+    torch.save(weights, tmp_path / "Wan2.1_VAE.pth")
+    with pytest.raises(CheckpointError, match=r"not a VAE of Wan2\.1 or") as caught:
+        read_vae(tmp_path / "Wan2.1_VAE.pth")
+    assert caught.value.because == "3 changes of resolution join 3 stages"
+
+
+def test_16_channels_have_the_published_statistics(tmp_path: Path) -> None:
+    config = tiny_self_forcing()
+    write_random_checkpoint(tmp_path, config, seed=0)
+    (tmp_path / "vae_config.json").unlink()
+    assert read_vae(tmp_path / "Wan2.1_VAE.pth").config == config.vae
