@@ -5,10 +5,9 @@ The oracle of a rollout is the published loop in plain words, on the eager denoi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from llvq.checkpoints.random import tiny_config, tiny_self_forcing, write_random
 from llvq.compiler import Compiled, compile_model, instantiate
 from llvq.errors import CheckpointError, SessionError
 from llvq.models.config import LONGLIVE1_1_3B, SELF_FORCING_1_3B, ModelConfig
+from llvq.models.dit import CausalWanDit
 from llvq.plan import plan_compiled
 from llvq.recipe import BF16, NVFP4
 from llvq.runtime.denoiser import Denoiser
@@ -55,27 +55,41 @@ STREAMS = {
 }
 
 
-def plain_rollout(eager: Any, noises: Tensor, prompt: Tensor) -> list[Tensor]:
-    """x0 of every chunk. `eager` is an EagerRollout; noises [chunks, steps, 1, C, z, h, w]."""
+def plain_rollout(
+    config: ModelConfig, model: CausalWanDit, noises: Tensor, prompt: Tensor
+) -> list[Tensor]:
+    """x0 of every chunk; noises [chunks, steps, 1, C, z, h, w]. All chunks ever made are kept, and
+    a window of them is attended to: those that stay, then the newest."""
     levels = [5 * t / (1 + 4 * t) for t in (1.0, 0.75, 0.5, 0.25)]
-    finished = []
+    room, sink = config.stream.window_frames // 3 - 1, config.stream.sink_frames // 3
+    finished: list[Tensor] = []
+    kept: list[tuple[list[Tensor], list[Tensor]]] = []
     for index, (latent, *fresh) in enumerate(noises):
-        eager.table = eager.table.begin(index)
+        seen = kept if len(kept) <= room else kept[:sink] + kept[sink - room :]
+        history = [joined([chunk[side] for chunk in seen], config) for side in (0, 1)]
+        positions = 3.0 * index + torch.arange(3).double()
         for step, sigma in enumerate(levels):
-            velocity, _, _ = eager.call(index, latent, 1000 * sigma, prompt, None)
+            timestep = torch.full((1, 3), 1000 * sigma)
+            velocity, _, _ = model(latent, timestep, positions, prompt, *history)
             x0 = latent - sigma * velocity
             if step < 3:
                 latent = (1 - levels[step + 1]) * x0 + levels[step + 1] * fresh[step]
-        _, keys, values = eager.call(index, x0, 0, prompt, None)
-        eager.cached[eager.table.placement.slot] = (keys, values)
-        eager.table = eager.table.commit(scene_cut=False)
+        _, keys, values = model(x0, torch.zeros(1, 3), positions, prompt, *history)
+        kept.append((keys, values))
         finished.append(x0)
     return finished
 
 
+def joined(chunks: Sequence[list[Tensor]], config: ModelConfig) -> list[Tensor]:
+    """K or V of several chunks, layer by layer: [1, tokens, H, D] each."""
+    empty = torch.empty(1, 0, config.dit.num_heads, config.dit.head_dim)
+    layers = range(config.dit.num_layers)
+    return [torch.cat([empty, *(chunk[layer] for chunk in chunks)], dim=1) for layer in layers]
+
+
 @pytest.mark.parametrize("stream", STREAMS)
 def test_compiled_is_the_published_loop(
-    stream: str, eager_rollout: Any, make_weights: Callable[[ModelConfig], DictSource]
+    stream: str, make_weights: Callable[[ModelConfig], DictSource]
 ) -> None:
     config = replace(CONFIG, stream=STREAMS[stream], vae=None, text=None)
     weights, compiled = make_weights(config), compile_model(config, FP32)
@@ -87,9 +101,10 @@ def test_compiled_is_the_published_loop(
         denoiser.run(index, noise, prompt, scene_cut=False, image=None, fresh=fresh)
         for index, (noise, *fresh) in enumerate(noises)
     ]
-    of_dit = {name.removeprefix("dit."): weights.read(name) for name in weights.names()}
+    eager = CausalWanDit(config.dit)
+    eager.load_state_dict({n.removeprefix("dit."): weights.read(n) for n in weights.names()})
     with torch.inference_mode():
-        expected = plain_rollout(eager_rollout(config, of_dit), noises, prompt)
+        expected = plain_rollout(config, eager, noises, prompt)
     for chunk, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         worst = (ours.x0 - theirs).abs().max() / theirs.abs().max()
         assert worst <= 1e-5, f"chunk {chunk} is off by {worst}"

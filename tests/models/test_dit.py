@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from torch import Tensor, nn
 
-from llvq.models.config import DitConfig, ModelConfig
+from llvq.models.config import SELF_FORCING_1_3B, DitConfig, ModelConfig
 from llvq.models.dit import CausalWanDit, RmsNorm, SelfAttention, gated, modulate, sinusoid
 from llvq.models.rope import rope_tables
 
@@ -129,6 +133,34 @@ def test_patches_come_back_where_they_were(tiny_config: ModelConfig) -> None:
     assert grid == (2, 2, 3) and x.shape == (1, 12, patch)
     channels_last = x.unflatten(-1, (config.in_dim, 4)).transpose(-1, -2).flatten(-2)
     assert torch.equal(model.unpatchify(channels_last, grid), latent)
+
+
+def test_a_first_chunk_is_that_of_diffusers_wan21(randn: Callable[..., Tensor]) -> None:
+    """Without history and at one timestep, a causal chunk of Wan2.1 is a video of Wan2.1."""
+    sizes = {"dim": 64, "ffn_dim": 96, "num_heads": 2, "num_layers": 2, "freq_dim": 32}
+    config = replace(SELF_FORCING_1_3B.dit, **sizes, text_dim=24, text_len=7)
+    ours = CausalWanDit(config).requires_grad_(False)
+    for weight in ours.parameters():
+        weight.copy_(randn(*weight.shape) * max(math.prod(weight.shape[1:]), 1) ** -0.5)
+    theirs = WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=16,
+        out_channels=16,
+        text_dim=24,
+        freq_dim=32,
+        ffn_dim=96,
+        num_layers=2,
+    ).requires_grad_(False)
+    published = {name: weight.clone() for name, weight in ours.state_dict().items()}
+    theirs.load_state_dict(convert_wan_transformer_to_diffusers(published), strict=True)
+    latent, prompt, timestep = randn(1, 3, 16, 4, 6), randn(1, 7, 24), 937.5
+    empty = [torch.empty(1, 0, 2, 32)] * 2
+    found, _, _ = ours(
+        latent, torch.full((1, 3), timestep), torch.arange(3).double(), prompt, empty, empty
+    )
+    expected = theirs(latent.transpose(1, 2), torch.tensor([timestep]), prompt).sample
+    torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_names_are_the_published_ones(tiny_config: ModelConfig) -> None:
