@@ -7,10 +7,11 @@ every piece goes to its final offset. The bytes depend on the plan and the weigh
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ DTYPE_NAMES = {
     torch.float64: "F64",
 }
 HEADER_ALIGNMENT = 8
+METADATA: Mapping[str, str] = MappingProxyType({"format": "pt"})
 
 Shard = tuple[list[WeightRecord], dict[str, TensorSpec]]
 
@@ -72,6 +74,21 @@ def write_shards(
     return files
 
 
+def write_file(
+    path: Path,
+    records: Sequence[WeightRecord],
+    source: TensorSource,
+    *,
+    metadata: Mapping[str, str],
+) -> Iterator[int]:
+    """Write all targets to one file whose header says `metadata`; yields bytes as they are written.
+
+    Raises as `write_shards`; a file that was begun is the caller's to remove.
+    """
+    specs = {k: v for record in records for k, v in target_specs(record, source).items()}
+    yield from _write_shard(path, (list(records), specs), source, metadata)
+
+
 def _plan_shards(
     records: Sequence[WeightRecord], source: TensorSource, max_shard_bytes: int
 ) -> list[Shard]:
@@ -98,10 +115,12 @@ def _part(record: WeightRecord) -> str:
     return record.target.rpartition(".")[0].split(".")[0]
 
 
-def _write_shard(path: Path, shard: Shard, source: TensorSource) -> Iterator[int]:
+def _write_shard(
+    path: Path, shard: Shard, source: TensorSource, metadata: Mapping[str, str] = METADATA
+) -> Iterator[int]:
     """Yields the bytes of each piece once it is written."""
     records, specs = shard
-    header, offsets = _layout(specs)
+    header, offsets = _layout(specs, metadata)
     with _writing(path) as file:
         _write_at(file, path, 0, header)
         for record in records:
@@ -113,10 +132,12 @@ def _write_shard(path: Path, shard: Shard, source: TensorSource) -> Iterator[int
                 yield len(data)
 
 
-def _layout(specs: dict[str, TensorSpec]) -> tuple[bytes, dict[str, int]]:
+def _layout(
+    specs: dict[str, TensorSpec], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
     """The header, and the offset of each tensor in the file."""
     order = sorted(specs, key=lambda name: -specs[name].dtype.itemsize)  # stable: plan order
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     begin = 0
     begins = {}
     for name in order:

@@ -12,6 +12,7 @@ import typer
 
 from llvq.cli import options
 from llvq.cli.export_onnx import export_onnx
+from llvq.cli.export_weights import export_weights
 from llvq.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Request:
     target: str | None
     dialect: str | None
     no_text_encoder: bool | None
+    format: str
 
 
 def export_box(request: Request) -> None:
@@ -71,6 +73,11 @@ class Format:
 FORMATS = {
     "box": Format(export_box, takes=("target", "no_text_encoder")),
     "onnx": Format(export_onnx, takes=("dialect",)),
+    "modelopt": Format(export_weights),
+    "compressed-tensors": Format(export_weights),
+    "comfyui": Format(export_weights),
+    "lightx2v": Format(export_weights),
+    "longlive-4o6": Format(export_weights),
 }
 
 
@@ -102,12 +109,13 @@ def export(
       llvq export model_bf16.nvfp4 --target cpu -o boxes/model.llvq
       llvq export model_bf16.nvfp4 --no-text-encoder -o small.llvq
       llvq export model_bf16.nvfp4 --format onnx --dialect trt
+      llvq export model_bf16.nvfp4 --format comfyui -o longlive_nvfp4.safetensors
     """
     if format not in FORMATS:
         from llvq.recipe import unknown
 
         raise unknown("format", format, list(FORMATS))
-    request = Request(program, out, force, json, target, dialect, no_text_encoder)
+    request = Request(program, out, force, json, target, dialect, no_text_encoder, format)
     check_options(request, format)
     FORMATS[format].export(request)
 

@@ -1,0 +1,68 @@
+"""Static activation scales of a program: which tensor each quantized linear's input is scaled by.
+
+Layers with equal scales share one tensor, so the graphs are asked and not the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from llvq.artifact import Box
+from llvq.errors import CheckpointError
+
+LINEARS = ("llvq.nvfp4_linear.default", "llvq.nvfp4_linear_lowrank.default")
+X_GLOBAL, W_CODES = 2, 3
+FACT = ".input_scale"
+
+
+def input_scales(program: Box) -> dict[str, str]:
+    """Layer (`blocks.0.ffn.0`) -> weight of the program that holds the scale of its input.
+
+    Empty if activations are scaled at every call. Raises CheckpointError if a program that has
+    static scales does not tell which is a layer's.
+    """
+    weights = program.manifest["weights"]
+    scales = {
+        t for t, record in weights.items() if any(s.endswith(FACT) for s in record["sources"])
+    }
+    found: dict[str, str] = {}
+    for stage in program.manifest["stages"] if scales else ():
+        for codes, scale in _linears(program.graph(stage), scales):
+            for source in weights[codes.removesuffix(".codes")]["sources"]:
+                layer = source.removeprefix("dit.").removesuffix(".weight")
+                if scale is None:
+                    raise _untold(layer, program)
+                found[layer] = scale
+    return found
+
+
+def _linears(document: Any, scales: set[str]) -> Iterator[tuple[str, str | None]]:
+    """(weight with the codes, weight with the scale of the input) of each quantized linear."""
+    nodes = {node["name"]: node for node in document["nodes"]}
+    for node in document["nodes"]:
+        if node["target"] in LINEARS:
+            codes = nodes[node["args"][W_CODES]["node"]]["target"]
+            yield codes, _scale_of(nodes, node["args"][X_GLOBAL]["node"], scales)
+
+
+def _scale_of(nodes: Mapping[str, Any], name: str, scales: set[str]) -> str | None:
+    """The scale itself, or the one that whatever makes the value is given."""
+    node = nodes[name]
+    if node["target"] in scales:
+        return str(node["target"])
+    if node["target"] == "operator.getitem":
+        node = nodes[node["args"][0]["node"]]
+    given = (*node["args"], *node["kwargs"].values())
+    inputs = [value["node"] for value in given if isinstance(value, dict) and "node" in value]
+    targets = [nodes[name]["target"] for name in inputs]
+    return next((str(target) for target in targets if target in scales), None)
+
+
+def _untold(layer: str, program: Box) -> CheckpointError:
+    return CheckpointError(
+        f"the program does not tell the input scale of {layer}",
+        where=str(program.path),
+        because="other layers have static scales, and this one's is not beside its linear",
+        fix="quantize again, with or without --calibrate for all layers",
+    )

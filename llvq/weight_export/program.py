@@ -1,0 +1,141 @@
+"""The denoiser's weights of a program, under the names of Wan's own files.
+
+The weight table of the manifest says which target each tensor of the checkpoint went to; stacked
+matrices are taken apart again, each with the global scale it has kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llvq.artifact import Box
+from llvq.artifact.manifest import damaged
+from llvq.checkpoints.safetensors_file import SafetensorsSource
+from llvq.checkpoints.specs import dit_specs
+from llvq.errors import CheckpointError
+from llvq.formats import nvfp4
+from llvq.models.config import DitConfig
+from llvq.sources import TensorSource, TensorSpec
+from llvq.weight_export.input_scales import input_scales
+
+PART = "dit."
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of a packed target: one of the matrices it stacks. Is an llvq.sources.PackedWeight."""
+
+    weights: TensorSource
+    target: str
+    index: int
+    first: int
+
+    def global_scale(self) -> Tensor:
+        return self.weights.read(f"{self.target}.global_scale")[self.index].reshape(())
+
+    def read_rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        rows = (self.first + start, self.first + stop)
+        return (
+            self.weights.read_rows(f"{self.target}.codes", *rows),
+            self.weights.read_rows(f"{self.target}.scales", *rows),
+        )
+
+
+class ProgramSource:
+    """A TensorSource over a program: the denoiser's tensors, and `X.input_scale` where static.
+
+    Raises CheckpointError if a tensor of the denoiser is not in the program as it was.
+    """
+
+    def __init__(self, program: Box) -> None:
+        self._path = program.path
+        names = [name for name in program.manifest["files"] if name.startswith("weights/")]
+        self._weights = SafetensorsSource(program.path, [program.path / n for n in sorted(names)])
+        self.config = dit_config(program)
+        self._specs = {
+            name: TensorSpec(torch.bfloat16, shape)
+            for name, shape in dit_specs(self.config).items()
+        }
+        self._rows: dict[str, tuple[str, int]] = {}
+        self._packed: dict[str, PackedRows] = {}
+        for target, record in program.manifest["weights"].items():
+            if set(record["sources"]) & {PART + name for name in self._specs}:
+                self._place(target, record)
+        missing = self._specs.keys() - self._rows.keys() - self._packed.keys()
+        if missing:
+            raise CheckpointError(
+                f"the program has no weight {min(missing)}",
+                where=str(program.path),
+                because="a pass has made it into something else, or it is of another model",
+                fix="quantize the checkpoint again with a recipe that keeps its weights apart",
+            )
+        self._inputs = input_scales(program)
+
+    def _place(self, target: str, record: Mapping[str, Any]) -> None:
+        first = 0
+        for index, source in enumerate(record["sources"]):
+            name = source.removeprefix(PART)
+            if name not in self._specs:
+                raise damaged(
+                    f"{target} is made of {source}",
+                    where=str(self._path),
+                    because="the denoiser has no such tensor",
+                )
+            if record["op"] == "quantize":
+                self._packed[name] = PackedRows(self._weights, target, index, first)
+            else:
+                spec = self._weights.spec(target)
+                self._rows[name] = (target, first)
+                self._specs[name] = TensorSpec(spec.dtype, self._specs[name].shape)
+            first += self._specs[name].shape[0]
+        stored = target + (".codes" if record["op"] == "quantize" else "")
+        held = self._weights.spec(stored).shape
+        if held[:1] != (first,):
+            raise damaged(
+                f"{stored} is {list(held)}",
+                where=str(self._path),
+                because=f"its sources have {first} rows",
+            )
+
+    def names(self) -> Sequence[str]:
+        return (*self._specs, *(f"{layer}.input_scale" for layer in self._inputs))
+
+    def spec(self, name: str) -> TensorSpec:
+        if name in self._specs:
+            return self._specs[name]
+        return TensorSpec(torch.float32, ())
+
+    def read(self, name: str) -> Tensor:
+        if name in self._specs:
+            return self.read_rows(name, 0, self._specs[name].shape[0])
+        target = self._inputs[name.removesuffix(".input_scale")]
+        return self._weights.read(target).to(torch.float32).reshape(())
+
+    def read_rows(self, name: str, start: int, stop: int) -> Tensor:
+        if name in self._packed:
+            packed = self._packed[name]
+            codes, scales = packed.read_rows(start, stop)
+            return nvfp4.dequantize(codes, scales, packed.global_scale(), torch.bfloat16)
+        target, first = self._rows[name]
+        return self._weights.read_rows(target, first + start, first + stop)
+
+    def packed(self, name: str) -> PackedRows | None:
+        return self._packed.get(name)
+
+
+def dit_config(program: Box) -> DitConfig:
+    """The sizes of the denoiser, from the manifest. Raises ArtifactError."""
+    stated = program.manifest["model"].get("dit")
+    try:
+        config = DitConfig(**{**stated, "patch_size": tuple(stated["patch_size"])})
+        if config.num_layers <= len(program.manifest["weights"]):
+            return config
+        because = f"{config.num_layers} layers are more than the program has weights"
+    except (TypeError, KeyError) as error:
+        because = str(error)
+    raise damaged("model.dit is no denoiser", where=str(program.path), because=because)
