@@ -54,11 +54,15 @@ Layout = Annotated[
 ]
 Height = Annotated[
     int | None,
-    typer.Option("--height", help="Pixels. Default: config.json, or 704.", rich_help_panel=SIZE),
+    typer.Option(
+        "--height", help="Pixels. Default: config.json, or 704 (Wan2.1: 480).", rich_help_panel=SIZE
+    ),
 ]
 Width = Annotated[
     int | None,
-    typer.Option("--width", help="Pixels. Default: config.json, or 1280.", rich_help_panel=SIZE),
+    typer.Option(
+        "--width", help="Pixels. Default: config.json, or 1280 (Wan2.1: 832).", rich_help_panel=SIZE
+    ),
 ]
 Disable = Annotated[
     list[str] | None,
@@ -118,9 +122,7 @@ def open_video_model(
     for part in parts:
         path = getattr(bundle, part)
         note(f"{part.replace('_', ' '):<13} {path if path else '-'}")
-    height, width = (
-        n * (config.vae.spatial_stride if config.vae else 16) for n in config.latent_hw
-    )
+    height, width = config.pixel_hw
     note(f"{'video':<13} {height}x{width}, {config.stream.fps} fps")
     for text in opened.notes:
         note(f"note: {text}")

@@ -53,6 +53,7 @@ def plan(
 
     \b
       llvq plan --memory 80
+      llvq plan --model self-forcing-1.3b --memory 24
       llvq plan --height 480 --width 832 --target sm_90a --numerics w4a16
       llvq plan model_bf16.pt --memory 80
       llvq plan model.llvq --json
