@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import llvq.calibrate.rollout as calibrate
 from llvq.compiler import Compiled, compile_model, instantiate
 from llvq.models.chunk import capture_chunk, meta_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig, TextConfig, VaeConfig
@@ -16,10 +18,7 @@ from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
 from llvq.program import Program
 from llvq.recipe import BF16, NVFP4
-from llvq.runtime.denoiser import held
 from llvq.runtime.executable import Executable
-from llvq.runtime.pages import PageTable
-from llvq.runtime.sampler import advance, schedule
 from llvq.sources import DictSource
 
 
@@ -36,75 +35,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class EagerRollout:
-    """A video by the eager model: the algorithm in plain words, the history gathered as tensors.
-
-    `weights` are those of `CausalWanDit`. Every model call leaves its velocity and timesteps.
-    """
+class EagerRollout(calibrate.EagerRollout):
+    """A video by the eager model with `weights`; every call leaves its velocity and timesteps."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-        stream = config.stream
-        self.config, self.stream = config, stream
-        self.model = CausalWanDit(config.dit, relative_rope=stream.relative_rope)
-        self.model.load_state_dict(dict(weights))
-        self.table = PageTable(
-            window_chunks=stream.window_chunks,
-            sink_chunks=stream.sink_chunks,
-            multi_shot_sink=stream.multi_shot_sink,
-        )
-        self.cached: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        model = CausalWanDit(config.dit, relative_rope=config.stream.relative_rope)
+        model.load_state_dict(dict(weights))
+        super().__init__(model, config.stream)
         self.velocities: list[Tensor] = []
         self.timesteps: list[Tensor] = []
-        self.offset = 0.0
+        model.register_forward_hook(self._keep)
 
-    @torch.inference_mode()
+    def _keep(self, model: CausalWanDit, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        self.velocities.append(outputs[0])
+        self.timesteps.append(inputs[1])
+
     def run(
         self, index: int, noise: Tensor, prompt: Tensor, *, scene_cut: bool, image: Tensor | None
     ) -> Tensor:
         """x0 of one chunk; arguments as those of `Denoiser.run`."""
-        plan = schedule(self.stream.steps, self.stream.shift)
-        self.offset += scene_cut * self.stream.multi_shot_rope_offset
-        self.table = self.table.begin(index)
-        assert self.table.placement is not None
-        latent, velocities = held(noise, image), []
-        for step, timestep in enumerate(plan.timesteps):
-            velocities.append(self.call(index, latent, timestep, prompt, image)[0])
-            latent = held(advance(plan, step, noise, velocities), image)
-        _, keys, values = self.call(index, latent, 0, prompt, image)
-        self.cached[self.table.placement.slot] = (keys, values)
-        self.table = self.table.commit(scene_cut=scene_cut)
-        return latent
-
-    def call(
-        self, index: int, latent: Tensor, timestep: int, prompt: Tensor, image: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        timesteps = torch.full(latent.shape[:2], float(timestep))
-        if image is not None:
-            timesteps[:, 0] = 0.0
-        keys, values = self.history(latent)
-        positions = self.positions(index)
-        result = self.model(latent, timesteps, positions, prompt, keys, values)
-        self.velocities.append(result[0])
-        self.timesteps.append(timesteps)
-        return result
-
-    def positions(self, index: int) -> Tensor:
-        frames = self.stream.frames_per_chunk
-        if self.stream.relative_rope:
-            return torch.arange((len(self.slots()) + 1) * frames).double()
-        return torch.arange(frames).double() + index * frames + self.offset
-
-    def slots(self) -> tuple[int, ...]:
-        assert self.table.placement is not None
-        return self.table.placement.history
-
-    def history(self, latent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        dit = self.config.dit
-        empty = [latent.new_empty(1, 0, dit.num_heads, dit.head_dim)] * dit.num_layers
-        pages = [(empty, empty), *(self.cached[slot] for slot in self.slots())]
-        keys, values = ([torch.cat(layer, dim=1) for layer in zip(*parts, strict=True)]
-                        for parts in zip(*pages, strict=True))  # fmt: skip
-        return keys, values
+        return super().run(index, (noise,), prompt, scene_cut=scene_cut, image=image)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llvq.runtime.executable import Executable
 from llvq.runtime.pages import PageTable
-from llvq.runtime.sampler import Schedule, advance, renoise
+from llvq.runtime.sampler import Schedule, update
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,12 @@ class Denoiser:
         for step, timestep in enumerate(self.schedule.timesteps):
             timesteps = self._timesteps(timestep, image)
             velocities.append(self._call("denoise", values, latent, timesteps)["velocity"])
-            previous, latent = latent, self._advance(step, latent, noises, velocities)
+            previous, latent = latent, update(self.schedule, step, latent, noises, velocities)
             latent = held(latent, image)
         sigma = torch.full(latent.shape[:2], self.schedule.sigmas[-2], device=latent.device)
         if image is not None:
             sigma[:, 0] = 0.0
         return Denoised(latent, previous, velocities[-1], sigma)
-
-    def _advance(
-        self, step: int, latent: Tensor, noises: Sequence[Tensor], velocities: Sequence[Tensor]
-    ) -> Tensor:
-        """The latent after update `step`, by the sampler of the schedule."""
-        if self.schedule.coefficients:
-            return advance(self.schedule, step, noises[0], velocities)
-        last = step + 1 == len(self.schedule.timesteps)
-        fresh = None if last else noises[step + 1]
-        return renoise(self.schedule, step, latent, velocities[-1], fresh)
 
     def _call(
         self, stage: str, values: dict[str, Tensor], latent: Tensor, timesteps: tuple[float, ...]

@@ -77,6 +77,23 @@ def schedule(
     )
 
 
+def update(
+    schedule: Schedule,
+    step: int,
+    latent: torch.Tensor,
+    noises: Sequence[torch.Tensor],
+    velocities: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """The latent after update `step` (from 0) by the schedule's sampler, and before it `latent`.
+
+    `noises` are the draws of the chunk, `velocities` those of calls 0 to `step`; one shape for all.
+    """
+    if schedule.coefficients:
+        return advance(schedule, step, noises[0], velocities)
+    last = step + 1 == len(schedule.timesteps)
+    return renoise(schedule, step, latent, velocities[-1], None if last else noises[step + 1])
+
+
 def advance(
     schedule: Schedule, step: int, noise: torch.Tensor, velocities: Sequence[torch.Tensor]
 ) -> torch.Tensor:

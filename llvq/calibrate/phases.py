@@ -1,0 +1,62 @@
+"""The forward loop of a calibration: all videos, once per phase, saved after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from llvq.calibrate.configs import Config
+from llvq.calibrate.rollout import Video, roll
+from llvq.calibrate.statistics import gathered, put_back
+from llvq.calibrate.work import Work
+from llvq.models.config import ModelConfig
+from llvq.models.dit import CausalWanDit
+
+# Told (what is being done, how much of it is done, how much there is).
+Progress = Callable[[str, int, int], None]
+
+
+class Phases:
+    """The forward loop that ModelOpt calls once per phase; saves what is gathered, video by video.
+
+    A phase whose videos are all saved costs nothing when the run is started again.
+    """
+
+    def __init__(
+        self, config: Config, sized: ModelConfig, videos: list[Video], state: Work, tell: Progress
+    ) -> None:
+        self.config, self.sized, self.videos = config, sized, videos
+        self.state, self.tell = state, tell
+        self.phase = 0
+
+    def __call__(self, model: nn.Module) -> None:
+        assert isinstance(model, CausalWanDit)
+        self.phase += 1
+        name = f"phase-{self.phase}"
+        saved = self.state.get(name)
+        done = int(saved[1]["videos"]) if saved else 0
+        if saved:
+            put_back(model, saved[0])
+        counter = _Counter(self, done)
+        counter.show()
+        for index in range(done, len(self.videos)):
+            roll(model, self.sized, self.videos[index], done=counter)
+            self.state.put(name, gathered(model), videos=str(index + 1))
+
+
+class _Counter:
+    """Counts chunks of a phase, and shows them."""
+
+    def __init__(self, phases: Phases, videos: int) -> None:
+        self.phases, self.chunks = phases, phases.videos[0].chunks
+        self.done = videos * self.chunks
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.show()
+
+    def show(self) -> None:
+        phases = self.phases
+        what = f"{phases.config.name}, pass {phases.phase} of {phases.config.phases}"
+        phases.tell(what, self.done, len(phases.videos) * self.chunks)

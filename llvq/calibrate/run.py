@@ -1,0 +1,196 @@
+"""Calibrate a checkpoint: real videos by the eager model, ModelOpt in between, facts in a file.
+
+A run is cut into units. Each video is one in every phase of the config, and each weight of a sweep;
+what they give is saved, and a run that is started again goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llvq.calibrate import modelopt_backend, prompts
+from llvq.calibrate.collect import PART, collect
+from llvq.calibrate.configs import Config, config_of
+from llvq.calibrate.facts_file import check_bare, dump_facts
+from llvq.calibrate.identity import identity_of, prompts_digest
+from llvq.calibrate.phases import Phases, Progress
+from llvq.calibrate.rollout import Video
+from llvq.calibrate.weight_sweep import best_block_amax
+from llvq.calibrate.work import Work
+from llvq.checkpoints.model import VideoModel
+from llvq.errors import RecipeError, TargetError
+from llvq.formats.nvfp4 import BLOCK
+from llvq.models.dit import CausalWanDit
+from llvq.recipe import Recipe
+from llvq.runtime.session import check_seed
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to calibrate with: `config` (`modelopt:awq_lite`), and on which videos.
+
+    Each prompt is a video of `chunks`; video i has the seed `seed` + i. `prompts`: a file of one
+    prompt per line, or a safetensors file of prompt_embeds. `size`: (height, width) in pixels.
+    """
+
+    config: str
+    prompts: Path | None = None
+    chunks: int = 3
+    size: tuple[int, int] | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The file of facts. `reused`: it was finished before, by a run that was the same."""
+
+    path: Path
+    reused: bool
+
+
+def calibrate(
+    model: VideoModel,
+    recipe: Recipe,
+    request: Request,
+    work: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Calibrate the linears that `recipe` quantizes, or go on with it, in the folder `work`.
+
+    `force` begins anew in a folder of another run. Raises RecipeError, CheckpointError,
+    SessionError, TargetError (no ModelOpt, no such device), OutputError.
+    """
+    config, tell = config_of(request.config), progress or _silent
+    _check(model, request)
+    tool = modelopt_backend.modelopt_version()
+    sized = model.config.at(*request.size) if request.size else model.config
+    layers = quantized_layers(model, recipe)
+    given = _prompts(model, request)
+    videos = {
+        "prompts": prompts_digest(given),
+        "videos": len(given),
+        "chunks": request.chunks,
+        "latent_hw": list(sized.latent_hw),
+        "seed": request.seed,
+    }
+    state = Work(work, identity_of(model, config, layers, videos, tool), force=force)
+    if state.facts.is_file():
+        return Calibrated(state.facts, reused=True)
+    embeds = _embeds(model, given, request, state, tell)
+    shots = [Video(row, request.seed + i, request.chunks) for i, row in enumerate(embeds.split(1))]
+    dit = load(model, request.device)
+    phases = Phases(config, sized, shots, state, tell)
+    facts = _facts(dit, model, layers, config, phases, state, tell)
+    made = {**state.identity, "torch": torch.__version__, "device": request.device}
+    state.write(state.facts.name, dump_facts(facts, made))
+    state.clear()
+    return Calibrated(state.facts, reused=False)
+
+
+def quantized_layers(model: VideoModel, recipe: Recipe) -> tuple[str, ...]:
+    """Module paths of the denoiser's linears that the recipe quantizes. Raises RecipeError."""
+    with torch.device("meta"):
+        dit = CausalWanDit(model.config.dit)
+    layers = tuple(
+        name
+        for name, module in dit.named_modules()
+        if isinstance(module, nn.Linear)
+        and not recipe.excluded_by(PART + name)
+        and module.in_features % BLOCK == 0
+    )
+    if not layers:
+        raise RecipeError(
+            f"recipe {recipe.name} leaves nothing to calibrate",
+            because="it keeps every linear of the denoiser",
+            fix="leave out --calibrate, or exclude less in [linear] exclude",
+        )
+    return layers
+
+
+def load(model: VideoModel, device: str) -> CausalWanDit:
+    """The eager denoiser in bf16, with weights of its own: ModelOpt changes them in place."""
+    with torch.device("meta"):
+        dit = CausalWanDit(model.config.dit, relative_rope=model.config.stream.relative_rope)
+    tensors = prompts.loaded(model.source, PART, device)
+    dit.load_state_dict(tensors, assign=True)
+    return dit.eval().requires_grad_(False)
+
+
+def _facts(
+    dit: CausalWanDit,
+    model: VideoModel,
+    layers: tuple[str, ...],
+    config: Config,
+    phases: Phases,
+    state: Work,
+    tell: Progress,
+) -> dict[str, Tensor]:
+    modelopt_backend.calibrate(dit, layers, config, phases)
+    facts = collect(dit, layers)
+    if config.sweeps_weights:
+        for done, layer in enumerate(layers):
+            tell("mse, weights", done, len(layers))
+            facts |= _swept(dit, layer, state)
+        tell("mse, weights", len(layers), len(layers))
+    return facts
+
+
+def _swept(dit: CausalWanDit, layer: str, state: Work) -> dict[str, Tensor]:
+    name = f"{PART}{layer}.weight_amax"
+    saved = state.get(name)
+    if saved is None:
+        found = {name: best_block_amax(dit.get_parameter(f"{layer}.weight")).cpu()}
+        state.put(name, found)
+        return found
+    return saved[0]
+
+
+def _prompts(model: VideoModel, request: Request) -> tuple[str, ...] | Tensor:
+    if request.prompts is not None and request.prompts.suffix == prompts.TENSORS:
+        return prompts.read_embeds(request.prompts, model)
+    prompts.check_encoder(model)
+    return prompts.read_prompts(request.prompts)
+
+
+def _embeds(
+    model: VideoModel,
+    given: tuple[str, ...] | Tensor,
+    request: Request,
+    state: Work,
+    tell: Progress,
+) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    if saved := state.get("prompts"):
+        return saved[0][prompts.TENSOR]
+    done = partial(tell, "prompts")
+    count = len(given)
+    embeds = prompts.encode(model, given, request.device, done=lambda n: done(n, count))
+    state.put("prompts", {prompts.TENSOR: embeds})
+    return embeds
+
+
+def _check(model: VideoModel, request: Request) -> None:
+    check_bare(model)
+    check_seed(request.seed)
+    if request.chunks < 1:
+        raise RecipeError(f"{request.chunks} chunks per video", fix="use --calibrate-chunks 3")
+    usable = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if request.device not in usable:
+        raise TargetError(
+            f"cannot calibrate on {request.device!r}",
+            because=f"this machine has {', '.join(usable)}",
+            fix=f"use --calibrate-device {usable[-1]}",
+        )
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Nobody watches."""
