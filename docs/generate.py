@@ -35,6 +35,10 @@ KEYS: dict[str, tuple[str, str]] = {
     "linear.weight_rule": ("How the scale of 16 neighbouring weights is chosen.", ""),
     "linear.activation_rule": ("The same for the inputs of linears, at every call.", ""),
     "linear.exclude": ("Globs over the module paths of linears that stay in `dtype`.", "globs"),
+    "linear.because": (
+        "Why globs of `exclude` are there; `llvq quantize --budget` writes it.",
+        "table: glob, reason",
+    ),
     "kv.format": ("How pages of the KV cache are held; `none` keeps `dtype`.", ""),
     "decode.latents_per_call": (
         "Latent frames that one call of the VAE decodes; more are faster and need more memory.",

@@ -31,11 +31,15 @@ OUTER_LINEARS = (
 
 @dataclass(frozen=True)
 class LinearRecipe:
-    """How linears become NVFP4. `exclude` are globs over module paths, kept as they are."""
+    """How linears become NVFP4. `exclude` are globs over module paths, kept as they are.
+
+    `because` maps globs of `exclude` to the reason, which `llvq quantize --budget` writes.
+    """
 
     weight_rule: str = "four_over_six"
     activation_rule: str = "four_over_six"
     exclude: tuple[str, ...] = OUTER_LINEARS
+    because: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ class Recipe:
         _choose("linear.weight_rule", self.linear.weight_rule, BLOCK_RULES)
         _choose("linear.activation_rule", self.linear.activation_rule, BLOCK_RULES)
         _choose("kv.format", self.kv.format, tuple(KV_FORMATS))
+        for glob in self.linear.because:
+            if glob not in self.linear.exclude:
+                raise unknown("glob of linear.exclude", glob, list(self.linear.exclude))
 
     def excluded_by(self, module: str) -> str | None:
         """The first glob that keeps a linear out of NVFP4, or None."""
@@ -117,7 +124,9 @@ def _convert(default: Any, value: Any, name: str) -> Any:
         if not isinstance(value, Mapping):
             raise RecipeError(f"recipe key {name!r} is a table", fix=f"write [{name}]")
         return _build(default, value, name + ".")
-    if isinstance(default, Mapping):
+    if name == "linear.because":
+        fits, form = _is_texts(value), f'[{name}] and below it "module glob" = "why"'
+    elif isinstance(default, Mapping):
         fits, form = _is_tolerance(value), f'[{name}."pass"] and below it "module glob" = "why"'
     elif isinstance(default, tuple):
         fits, form = _is_strings(value), f'{name} = ["...", "..."]'
@@ -136,11 +145,12 @@ def _is_strings(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
 
 
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_strings([*value, *value.values()])
+
+
 def _is_tolerance(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(globs, Mapping) and _is_strings([*globs, *globs.values()])
-        for globs in value.values()
-    )
+    return isinstance(value, Mapping) and all(map(_is_texts, value.values()))
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -126,3 +126,14 @@ def test_the_outer_linears_are_excluded_by_name() -> None:
     assert NVFP4.excluded_by("dit.text_embedding.0") == "*text_embedding.*"
     assert NVFP4.excluded_by("dit.blocks.0.ffn.2") is None
     assert BF16.excluded_by("dit.blocks.0.ffn.2") == "*"
+
+
+def test_reasons_belong_to_globs_that_are_excluded() -> None:
+    linear = {"exclude": ["a.*", "b"], "because": {"b": "it carries the colour"}}
+    recipe = recipe_from_dict({"linear": linear})
+    assert recipe.linear.because == {"b": "it carries the colour"}
+    assert recipe_from_dict(recipe.to_dict()) == recipe
+    assert "did you mean 'b'?" in refused(
+        {"linear": {"exclude": ["a.*", "b"], "because": {"bb": ""}}}
+    )
+    assert "linear.because" in refused({"linear": {"because": ["b"]}})
