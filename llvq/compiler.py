@@ -88,7 +88,8 @@ def compile_model(
 
 
 def _auxiliary(config: ModelConfig, dtype: torch.dtype) -> dict[str, Program]:
-    present = {"encode_text": config.text, "encode_image": config.vae}
+    image = config.vae if config.stream.first_frame_image else None
+    present = {"encode_text": config.text, "encode_image": image}
     return {name: make(config, dtype) for name, make in AUXILIARY.items() if present[name]}
 
 

@@ -201,6 +201,12 @@ def test_another_number_of_steps_is_refused(box: Path) -> None:
     assert caught.value.fix == "use 4 steps"
 
 
+def test_a_model_of_text_alone_takes_no_image(box: Path, tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match="does not begin a video at an image") as caught:
+        open_session(box, Request(prompts=("a red kite",), image=tmp_path / "red.png"))
+    assert caught.value.fix == "leave out --image"
+
+
 def test_a_plan_counts_its_window(compiled: Compiled) -> None:
     plan = plan_compiled(compiled, target="cpu")
     assert plan.kv is not None and plan.kv.slots == 3

@@ -40,7 +40,7 @@ class DitConfig:
 class StreamConfig:
     """How the denoiser rolls over a long video. All counts are latent frames.
 
-    `steps`, `shift`, `sampler` and `timesteps` are the arguments of `runtime.sampler.schedule`.
+    `first_frame_image`: whether it was trained to begin a video at a given image. `steps`, `shift`, `sampler` and `timesteps` are the arguments of `runtime.sampler.schedule`.
     """
 
     frames_per_chunk: int = 8
@@ -54,6 +54,7 @@ class StreamConfig:
     multi_shot_rope_offset: float = 8.0
     scene_cut_prefix: str = "The scene transitions. "
     relative_rope: bool = False
+    first_frame_image: bool = True
     fps: int = 24
 
     def __post_init__(self) -> None:
@@ -241,6 +242,7 @@ SELF_FORCING_1_3B = ModelConfig(
         multi_shot_sink=False,
         multi_shot_rope_offset=0.0,
         scene_cut_prefix="",
+        first_frame_image=False,
         fps=16,
     ),
     vae=WAN21_VAE,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from llvq.artifact import Box
 from llvq.errors import SessionError
 from llvq.runtime.embedder import ENCODER, Embedder
 from llvq.runtime.executable import Executable, RunFacts
@@ -122,6 +123,8 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     script = None if request.embeds else _script(facts, box_path, request)
     given = script_of_embeds(facts, _embeds(request), request.cuts) if request.embeds else []
     height, width = facts.pixel_hw
+    if request.image:
+        _check_takes_image(box)
     pixels = read_image(request.image, height=height, width=width) if request.image else None
     noise = read_tensor(request.noise, "noise") if request.noise else None
     latent = find_tensor(request.noise, "initial_latent") if request.noise else None
@@ -140,6 +143,16 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
         latents_only=request.latents_only,
     )
     return Opened(session, embedder, script.truncated if script else ())
+
+
+def _check_takes_image(box: Box) -> None:
+    if "encode_image" not in box.manifest["stages"]:
+        raise SessionError(
+            "this model does not begin a video at an image",
+            where=str(box.path),
+            because="it was trained on text alone, or was quantized without its VAE",
+            fix="leave out --image",
+        )
 
 
 def _script(facts: RunFacts, box_path: str | Path, request: Request) -> Script:
