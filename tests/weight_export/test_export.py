@@ -1,0 +1,156 @@
+"""A program written for each tool reads back to the byte, and what a file cannot hold is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llvq.artifact import Box
+from llvq.checkpoints.longlive import read_dit
+from llvq.checkpoints.source import open_tensors
+from llvq.errors import RecipeError
+from llvq.weight_export import export as module
+from llvq.weight_export.export import Exported, export_weights
+from llvq.weight_export.formats import TOOLS
+from llvq.weight_export.program import ProgramSource
+
+SUFFIX = {"folder": "", "safetensors": ".safetensors", "torch": ".pt"}
+INPUT = 0.0123
+
+
+def quiet(done: int, total: int) -> None:
+    pass
+
+
+class Static(ProgramSource):
+    """The program as if it had been calibrated."""
+
+    def __init__(self, program: Box) -> None:
+        super().__init__(program)
+        self._inputs = {n.removesuffix(".weight"): "" for n in self._packed}
+
+    def read(self, name: str) -> torch.Tensor:
+        return torch.tensor(INPUT) if name.endswith(".input_scale") else super().read(name)
+
+
+@pytest.fixture
+def static(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ProgramSource", Static)
+
+
+def exported(program: Box, format: str, folder: Path) -> tuple[Exported, Path]:
+    path = folder / f"m{SUFFIX[TOOLS[format].container]}"
+    return export_weights(program, format, path, progress=quiet), path
+
+
+@pytest.mark.usefixtures("static")
+@pytest.mark.parametrize("format", TOOLS)
+def test_what_is_written_is_read_back_to_the_byte(
+    program: Box, format: str, tmp_path: Path
+) -> None:
+    made, path = exported(program, format, tmp_path)
+    assert os.listdir(tmp_path) == [path.name]
+    seen = read_dit(path, num_heads=2)
+    source, tool = ProgramSource(program), TOOLS[format]
+    assert len(made.layers) == 20 and len(made.plain) == 6
+    assert any(f"{tool.layout.title}, 20 linears packed, 6 in bf" in n for n in seen.notes)
+    for name in source.names():
+        mine, theirs = source.packed(name), seen.tensors.packed(name)
+        assert (mine is None) == (theirs is None), name
+        if mine is None or theirs is None:
+            assert torch.equal(seen.tensors.read(name), source.read(name)), name
+            continue
+        for a, b in zip(
+            mine.read_rows(0, source.spec(name).shape[0]),
+            theirs.read_rows(0, source.spec(name).shape[0]),
+            strict=True,
+        ):
+            assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
+        # fp32 cannot hold the reciprocal of every scale.
+        assert torch.allclose(mine.global_scale(), theirs.global_scale(), rtol=2e-7, atol=0)
+        if tool.with_input_scales:
+            scale = seen.tensors.read(name.removesuffix("weight") + "input_scale")
+            assert torch.allclose(scale, torch.tensor(INPUT), rtol=2e-7, atol=0)
+
+
+def test_a_longlive_file_has_the_keys_and_the_words_of_its_script(
+    program: Box, tmp_path: Path
+) -> None:
+    made, path = exported(program, "longlive-4o6", tmp_path)
+    document = torch.load(path, weights_only=True)
+    keys = document["generator"]
+    # 27 tensors a block and 15 outside; of each packed weight four instead of one.
+    assert len(keys) == 2 * 27 + 15 + 3 * 20
+    assert keys["model.blocks.0.self_attn.q.quantized_weight_metadata"].tolist() == [
+        64,
+        64,
+        128,
+        64,
+    ]
+    assert document["quantization"]["materialized_modules"] == list(made.layers)
+    assert document["quantization"]["activation_scale_rule"] == "mse"
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("format", ["modelopt", "compressed-tensors"])
+def test_without_static_scales_servers_are_told_weights_alone(
+    program: Box, format: str, tmp_path: Path
+) -> None:
+    made, path = exported(program, format, tmp_path)
+    assert "activations stay in BF16 there" in made.notes[0]
+    config = json.loads((path / "config.json").read_text())
+    group = config["quantization_config"]["config_groups"]["group_0"]
+    assert not group.get("input_activations")
+    assert config["quantization_config"]["ignore"] == list(made.plain)
+    assert not any("input" in name.split(".")[-1] for name in open_tensors(path).names())
+
+
+def test_modelopts_folder_loads_in_diffusers(program: Box, tmp_path: Path) -> None:
+    """Names and shapes: every tensor that is not packed goes where the model has one."""
+    from diffusers import WanTransformer3DModel
+
+    made, path = exported(program, "modelopt", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config.pop("quantization_config")
+    own = {n: t.shape for n, t in WanTransformer3DModel.from_config(config).state_dict().items()}
+    found = open_tensors(path)
+    packed = {f"{layer}.weight" for layer in made.layers}
+    beside = {f"{layer}.{s}" for layer in made.layers for s in ("weight_scale", "weight_scale_2")}
+    assert set(found.names()) == own.keys() | beside
+    assert all(found.spec(name).shape == tuple(own[name]) for name in own if name not in packed)
+    assert all(found.spec(n).shape == (own[n][0], own[n][1] // 2) for n in packed)
+
+
+def test_static_scales_are_needed_by_lightx2v(program: Box, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="needs static input scales"):
+        exported(program, "lightx2v", tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("fact", ["pre_quant_scale", "lora_down"])
+@pytest.mark.parametrize("format", TOOLS)
+def test_smoothed_weights_are_refused(program: Box, format: str, fact: str, tmp_path: Path) -> None:
+    name = f"dit.blocks.0.ffn.0.{fact}"
+    table = program.manifest["weights"] | {name: {"op": "copy", "sources": [name]}}
+    smoothed = replace(program, manifest={**program.manifest, "weights": table})
+    with pytest.raises(RecipeError, match=rf"cannot hold blocks\.0\.ffn\.0\.{fact}"):
+        exported(smoothed, format, tmp_path)
+
+
+def test_a_program_without_nvfp4_is_refused(
+    program: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProgramSource, "packed", lambda self, name: None)
+    with pytest.raises(RecipeError, match="no weight in NVFP4"):
+        exported(program, "modelopt", tmp_path)
+
+
+@pytest.mark.usefixtures("static")
+def test_static_scales_that_a_tool_does_not_read_are_said(program: Box, tmp_path: Path) -> None:
+    made, _ = exported(program, "longlive-4o6", tmp_path)
+    assert made.notes == ("static input scales are left out: the tool scales activations at each call",)  # fmt: skip  # noqa: E501
