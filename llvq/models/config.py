@@ -40,7 +40,8 @@ class DitConfig:
 class StreamConfig:
     """How the denoiser rolls over a long video. All counts are latent frames.
 
-    `first_frame_image`: whether it was trained to begin a video at a given image. `steps`, `shift`, `sampler` and `timesteps` are the arguments of `runtime.sampler.schedule`.
+    `first_frame_image`: whether it was trained to begin a video at a given image. `steps`, `shift`,
+    `sampler` and `timesteps` are the arguments of `runtime.sampler.schedule`.
     """
 
     frames_per_chunk: int = 8
