@@ -19,8 +19,11 @@ from llvq.backends.onnx.records import Value, Weight
 from llvq.backends.onnx.translation import Operand, Translator, refuse
 
 
-def quantize(t: Translator, out: Any, x: Operand, block_rule: str) -> tuple[Quantized, ...]:
-    return (t.dialect.quantize(t.b, t.value(x), block_rule),) * 3
+def quantize(
+    t: Translator, out: Any, x: Operand, block_rule: str, global_scale: Operand | None = None
+) -> tuple[Quantized, ...]:
+    static = None if global_scale is None else t.value(global_scale)
+    return (t.dialect.quantize(t.b, t.value(x), block_rule, static),) * 3
 
 
 def dequantize_(
@@ -56,17 +59,21 @@ def nvfp4_linear(
 
 def norm_modulate_quantize(
     t: Translator, out: Any, x: Operand, scale: Operand, shift: Operand, eps: float,
-    block_rule: str,
+    block_rule: str, global_scale: Operand | None = None,
 ) -> tuple[Quantized, ...]:  # fmt: skip
-    return quantize(t, out, model_ops.norm_modulate(t, None, x, scale, shift, eps), block_rule)
+    modulated = model_ops.norm_modulate(t, None, x, scale, shift, eps)
+    return quantize(t, out, modulated, block_rule, global_scale)
 
 
 def gelu_quantize(
-    t: Translator, out: Any, x: Operand, approximate: str, block_rule: str
-) -> tuple[Quantized, ...]:
+    t: Translator, out: Any, x: Operand, approximate: str, block_rule: str,
+    global_scale: Operand | None = None, smooth: Operand | None = None,
+) -> tuple[Quantized, ...]:  # fmt: skip
     value = t.value(x)
-    activated = t.b.cast(t.b.call("Gelu", t.fp32(value), approximate=approximate), value.dtype)
-    return quantize(t, out, activated, block_rule)
+    activated = t.b.cast(t.b.call("Gelu", t.fp32(x), approximate=approximate), value.dtype)
+    if smooth is not None:
+        activated = t.b.mul(activated, t.value(smooth))
+    return quantize(t, out, activated, block_rule, global_scale)
 
 
 def _segments(

@@ -1,4 +1,4 @@
-"""Quantization of activations in operators of ONNX, with a dynamic global scale.
+"""Quantization of activations in operators of ONNX.
 
 The arithmetic is that of `llvq.formats.nvfp4`, in its order; the encoding is the dialect's.
 
@@ -30,12 +30,14 @@ class Quantized:
     outer: Value | None = None
 
 
-def quantize(b: Builder, x: Value, rule: str, encoding: Encoding) -> Quantized:
-    """With a dynamic global scale. Raises TargetError for a rule that has no translation."""
+def quantize(
+    b: Builder, x: Value, rule: str, encoding: Encoding, static: Value | None = None
+) -> Quantized:
+    """By the global scale of x, or a static one. Raises TargetError for a rule not known here."""
     check_rule(rule, RULES)
     x = b.cast(x, torch.float32)
     amax_B = b.reduce("ReduceMax", blocks(b, b.call("Abs", x)), [-1])
-    g = global_scale(b, b.reduce("ReduceMax", amax_B), rule)
+    g = global_scale(b, b.reduce("ReduceMax", amax_B), rule) if static is None else static
     ideal = b.mul(b.div(amax_B, nvfp4.E2M1_MAX), b.call("Reciprocal", g))
     scale = round_e4m3(b, ideal)
     if rule == "four_over_six":

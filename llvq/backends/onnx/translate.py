@@ -17,7 +17,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from llvq.backends.onnx import aten_math, aten_shapes, model_ops, nvfp4_ops, page_ops
+from llvq.backends.onnx import (
+    aten_math,
+    aten_shapes,
+    lowrank_ops,
+    model_ops,
+    nvfp4_ops,
+    page_ops,
+)
 from llvq.backends.onnx.builder import Builder
 from llvq.backends.onnx.dialects import Dialect
 from llvq.backends.onnx.quantization import Quantized
@@ -27,7 +34,7 @@ from llvq.errors import TargetError
 from llvq.graphs import module_path, source_line
 from llvq.runtime.contract import InputSpec
 
-TABLES = (aten_math, aten_shapes, model_ops, nvfp4_ops, page_ops)
+TABLES = (aten_math, aten_shapes, model_ops, nvfp4_ops, lowrank_ops, page_ops)
 OPERATORS = joined(*(part.TABLE for part in TABLES))
 PAGES, PAGE = "pages.", "page."
 LARGE = 1 << 16

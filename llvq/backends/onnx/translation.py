@@ -36,9 +36,7 @@ class Translator:
         """Anything as a value of the graph, in the dtype that the dialect holds it in."""
         if isinstance(x, Value):
             return x
-        found = (
-            self.b.weight(x, x.dtype, x.shape) if isinstance(x, Weight) else self.b.constant(x)
-        )
+        found = self.b.weight(x, x.dtype, x.shape) if isinstance(x, Weight) else self.b.constant(x)
         return self.b.cast(found, self.dialect.dtype(found.dtype))
 
     def cast(self, x: Value, dtype: torch.dtype) -> Value:

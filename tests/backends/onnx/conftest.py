@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import Tensor
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
+from torch.utils._pytree import tree_map_only
 
 from llvq.artifact import Box
 from llvq.backends.onnx import external_data, proto
@@ -178,67 +179,54 @@ def in_bf16(
     return make_program(whole_config, NVFP4)
 
 
-def one_call(target: Any, *args: Any, **kwargs: Any) -> tuple[GraphModule, list[InputSpec]]:
-    """A stage of one operator, whose tensors are inputs `x0`, `x1`, ..."""
-    graph, specs = Graph(), []
+class Recorder(Interpreter):
+    """Notes the value of every node, as graphs of a program have it."""
 
-    def placed(value: Any) -> Any:
-        if isinstance(value, list) and any(isinstance(item, Tensor) for item in value):
-            return [placed(item) for item in value]
-        if not isinstance(value, Tensor):
-            return value
-        spec = InputSpec(f"x{len(specs)}", value.dtype, tuple(value.shape), "call")
-        specs.append(spec)
-        node = graph.placeholder(spec.name)
-        node.meta["val"] = value.to("meta")
-        return node
-
-    places = [placed(value) for value in args]
-    node = graph.call_function(target, tuple(places), kwargs)
-    node.meta["val"] = result = target(*args, **kwargs)
-    parts = [node]
-    if isinstance(result, list | tuple):
-        parts = []
-        for index, part in enumerate(result):
-            parts.append(graph.call_function(__import__("operator").getitem, (node, index)))
-            parts[-1].meta["val"] = part
-    graph.output(tuple(parts))
-    return GraphModule({}, graph), specs
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        n.meta["val"] = tree_map_only(Tensor, lambda x: x.to("meta"), result)
+        return result
 
 
-def translated(target: Any, *args: Any, dialect: str, **kwargs: Any) -> OnnxGraph:
-    gm, specs = one_call(target, *args, **kwargs)
+def traced(function: Callable[..., Any], *tensors: Tensor) -> tuple[GraphModule, list[InputSpec]]:
+    """A stage of one function; tensors that it closes over are its weights.
+
+    What it calls `pages_x` is the page tensor `pages.x`.
+    """
+    gm = function if isinstance(function, GraphModule) else symbolic_trace(function)
+    Recorder(gm).run(*tensors)
     (output,) = (node for node in gm.graph.nodes if node.op == "output")
-    names = [f"y{index}" for index in range(len(output.args[0]))]
+    if isinstance(output.args[0], Node):
+        output.args = ((output.args[0],),)
+    places = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    names = [node.name.replace("pages_", "pages.") for node in places]
+    specs = [
+        InputSpec(name, x.dtype, tuple(x.shape), "call")
+        for name, x in zip(names, tensors, strict=True)
+    ]
+    return gm, specs
+
+
+def translated(dialect: str, function: Callable[..., Any], *tensors: Tensor) -> OnnxGraph:
+    gm, specs = traced(function, *tensors)
+    (output,) = (node for node in gm.graph.nodes if node.op == "output")
+    names = [f"out.{index}" for index in range(len(output.args[0]))]
     return translate("test", gm, specs, names, DIALECTS[dialect])
 
 
-def both(
-    tmp_path: Path, target: Any, *args: Any, portable: bool = True, **kwargs: Any
-) -> list[list[Array]]:
-    """Results of one operator by onnx.reference (standard) and by onnxruntime (portable)."""
-    tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
-    found = []
-    for dialect in ("standard", "portable")[: 1 + portable]:
-        graph = translated(target, *args, dialect=dialect, **kwargs)
-        model = proto.model(graph, DIALECTS[dialect], {}, {})
-        file = tmp_path / f"{dialect}.onnx"
-        file.write_bytes(model.SerializeToString())
-        check(file)
-        kept = {value.name: value.dtype for value in graph.inputs}
-        feed = {
-            name: as_array(tensor, kept[name])
-            for name, tensor in zip((f"x{i}" for i in range(len(tensors))), tensors, strict=True)
-            if name in kept
-        }
-        run = run_reference if dialect == "standard" else run_onnxruntime
-        found.append(run(str(file), feed))
-    return found
-
-
-def tensors_of(result: Any) -> Sequence[Tensor]:
-    return list(result) if isinstance(result, list | tuple) else [result]
-
-
-def data_file(folder: Path) -> Path:
-    return folder / external_data.FILE
+def run_as(
+    dialect: str, folder: Path, function: Callable[..., Any], *tensors: Tensor
+) -> list[Array]:
+    """A function through its model on disk: onnxruntime for portable, onnx.reference for others."""
+    gm, specs = traced(function, *tensors)
+    graph = translated(dialect, function, *tensors)
+    source = DictSource(dict(gm.named_buffers()))
+    offsets = external_data.layout(external_data.weights_read(graph.initializers), source)
+    external_data.write(folder / external_data.FILE, offsets, source)
+    file = folder / f"{dialect}.onnx"
+    model = proto.model(graph, DIALECTS[dialect], offsets, {})
+    file.write_bytes(model.SerializeToString())
+    check(file)
+    given = {spec.name: x for spec, x in zip(specs, tensors, strict=True)}
+    feed = {value.name: as_array(given[value.name], value.dtype) for value in graph.inputs}
+    return (run_onnxruntime if dialect == "portable" else run_reference)(str(file), feed)
