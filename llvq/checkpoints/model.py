@@ -9,7 +9,8 @@ from pathlib import Path
 from llvq.calibration import Calibration, calibration_of
 from llvq.checkpoints.bundle import Bundle, find_companions
 from llvq.checkpoints.checkpoint import Checkpoint, json_beside, positive_int
-from llvq.checkpoints.longlive import read_dit, read_stream
+from llvq.checkpoints.longlive import read_dit
+from llvq.checkpoints.stream import read_stream
 from llvq.checkpoints.text import read_text_encoder
 from llvq.checkpoints.vae import read_vae
 from llvq.errors import CheckpointError

@@ -57,7 +57,7 @@ class TorchSource:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.files = path, (path,)
         self.metadata: dict[str, str | int | float] = {}
         self._tensors: dict[str, torch.Tensor] = {}
         self._touched, self._visited = 0, 0

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors.torch import load_file, save_file
 
-from llvq.checkpoints.longlive import read_dit, read_stream
+from llvq.checkpoints.longlive import read_dit
 from llvq.checkpoints.specs import dit_specs
 from llvq.errors import CheckpointError
-from llvq.models.config import DitConfig, StreamConfig
+from llvq.models.config import DitConfig
 
 Weights = dict[str, torch.Tensor]
 
@@ -76,6 +78,75 @@ def test_a_folder_of_shards(tmp_path: Path, dit_weights: Weights, dit_config: Di
     assert read_dit(tmp_path).config == dit_config
 
 
+@pytest.mark.parametrize("shard", ["200KB", "10GB"])
+def test_diffusers_folder_is_the_same_denoiser(
+    tmp_path: Path, dit_weights: Weights, dit_config: DitConfig, shard: str
+) -> None:
+    """diffusers itself converts, loads and writes the weights, whole or in shards."""
+    model = WanTransformer3DModel(
+        num_attention_heads=dit_config.num_heads,
+        attention_head_dim=dit_config.head_dim,
+        in_channels=dit_config.in_dim,
+        out_channels=dit_config.out_dim,
+        text_dim=dit_config.text_dim,
+        ffn_dim=dit_config.ffn_dim,
+        num_layers=dit_config.num_layers,
+    ).to(torch.bfloat16)
+    model.load_state_dict(convert_wan_transformer_to_diffusers(dict(dit_weights)))
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    checkpoint = read_dit(tmp_path)
+    assert checkpoint.config == dit_config
+    assert "diffusers' names" in checkpoint.notes[0] and len(checkpoint.notes) == 1
+    assert ("shards" in checkpoint.notes[0]) == (shard == "200KB")
+    for name, tensor in dit_weights.items():
+        assert torch.equal(checkpoint.tensors.read(name), tensor)
+
+
+def test_names_of_both_spellings(tmp_path: Path, dit_weights: Weights) -> None:
+    weights = {**dit_weights, "blocks.1.attn1.to_q.bias": dit_weights["blocks.1.self_attn.q.bias"]}
+    torch.save(weights, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="mixes two spellings") as caught:
+        read_dit(tmp_path / "m.pt")
+    assert "blocks.1.attn1.to_q.bias is diffusers'" in str(caught.value)
+
+
+def test_published_files_are_recognised_by_what_they_say(
+    tmp_path: Path, dit_weights: Weights
+) -> None:
+    """Metadata as LongLive's merge_lora_generator.py and save_merged_nvfp4_generator.py write."""
+    for form in ("longlive_generator_merged_lora", "longlive_generator_merged_bf16"):
+        said = {"checkpoint_format": form, "merged_lora": True, "source_lora_ckpt": None}
+        torch.save({"generator": under("model.", dit_weights), **said}, tmp_path / "m.pt")
+        (note, *_) = read_dit(tmp_path / "m.pt").notes
+        assert note == (
+            "recognised: denoiser of 2 layers of 128 channels, Wan's own names, "
+            f"`generator` of a checkpoint, {form}"
+        )
+
+
+def test_the_format_that_longlive_gave_up_is_refused(tmp_path: Path, dit_weights: Weights) -> None:
+    content = {"generator": dit_weights, "checkpoint_format": "longlive_generator_te_nvfp4"}
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="TransformerEngine's own tensors"):
+        read_dit(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("group", ["generator_lora", "critic_lora"])
+def test_a_lora_alone_says_how_to_merge_it(tmp_path: Path, group: str) -> None:
+    name = "base_model.model.model.blocks.0.self_attn.q.lora_A.weight"
+    torch.save({group: {name: torch.zeros(1, 1)}, "step": 1}, tmp_path / "m.pt")
+    with pytest.raises(CheckpointError, match="holds a LoRA, and no model") as caught:
+        read_dit(tmp_path / "m.pt")
+    assert f"llvq quantize BASE --lora {tmp_path / 'm.pt'}" in str(caught.value)
+
+
+def test_a_config_of_another_model_beside_it(tmp_path: Path, dit_weights: Weights) -> None:
+    torch.save(dit_weights, tmp_path / "m.pt")
+    (tmp_path / "config.json").write_text('{"_class_name": "WanModel", "num_layers": 30}')
+    with pytest.raises(CheckpointError, match="disagree on num_layers"):
+        read_dit(tmp_path / "m.pt")
+
+
 @pytest.mark.parametrize("golden", ["single_shot_4step", "i2v"])
 def test_the_names_are_those_of_the_public_reference(golden: str) -> None:
     file = Path(__file__).parents[1] / "data" / f"{golden}.weights.safetensors"
@@ -88,9 +159,9 @@ def test_heads_are_asked_for_stated_or_guessed_in_this_order(
     path = tmp_path / "m.safetensors"
     save_file(dit_weights, path)
     guessed = read_dit(path)
-    assert guessed.config.num_heads == 1 and "dim / 128" in guessed.notes[0]
+    assert guessed.config.num_heads == 1 and "dim / 128" in guessed.notes[1]
     save_file(dit_weights, path, metadata={"num_heads": "2"})
-    assert read_dit(path).config.num_heads == 2 and not read_dit(path).notes
+    assert read_dit(path).config.num_heads == 2 and len(read_dit(path).notes) == 1
     (tmp_path / "config.json").write_text('{"num_heads": 4, "text_len": 64}')
     assert read_dit(path).config.num_heads == 4 and read_dit(path).config.text_len == 64
     assert read_dit(path, num_heads=8).config.num_heads == 8
@@ -117,22 +188,9 @@ def test_a_bad_config_beside_the_file(tmp_path: Path, dit_weights: Weights, text
         read_dit(tmp_path / "m.pt")
 
 
-def test_lora_alone_is_refused(tmp_path: Path) -> None:
-    torch.save({"generator_lora": {"a": torch.zeros(1)}, "step": 1}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match="LoRA") as caught:
-        read_dit(tmp_path / "m.pt")
-    assert "not supported yet" in str(caught.value)
-
-
-def test_lora_beside_the_base_model_is_noted(tmp_path: Path, dit_weights: Weights) -> None:
-    both = {"generator": dit_weights, "generator_lora": {"a": torch.zeros(1)}}
-    torch.save(both, tmp_path / "m.pt")
-    assert "not merged" in read_dit(tmp_path / "m.pt").notes[0]
-
-
 def test_another_model_is_refused(tmp_path: Path) -> None:
     save_file({"conv.weight": torch.zeros(2)}, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match=r"not a LongLive-2\.0 or Wan2\.2 denoiser"):
+    with pytest.raises(CheckpointError, match="not a denoiser of LongLive, Self-Forcing or Wan"):
         read_dit(tmp_path / "m.safetensors")
 
 
@@ -152,17 +210,3 @@ def test_a_name_that_is_there_twice(tmp_path: Path, dit_weights: Weights) -> Non
     torch.save(both, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="there twice"):
         read_dit(tmp_path / "m.pt")
-
-
-def test_the_stream_beside_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "m.pt"
-    assert read_stream(path) == StreamConfig()
-    (tmp_path / "config.json").write_text('{"stream": {"steps": 2, "shift": 3}}')
-    assert read_stream(path) == StreamConfig(steps=2, shift=3)
-
-
-@pytest.mark.parametrize("stream", ['{"stepz": 2}', '{"steps": "2"}', "[1]", "3"])
-def test_a_bad_stream(tmp_path: Path, stream: str) -> None:
-    (tmp_path / "config.json").write_text(f'{{"stream": {stream}}}')
-    with pytest.raises(CheckpointError, match="streaming schedule"):
-        read_stream(tmp_path / "m.pt")

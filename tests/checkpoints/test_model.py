@@ -31,7 +31,8 @@ def edit_config(denoiser: Path, **values: object) -> None:
 
 def test_parts_are_one_configuration_and_one_source(demo: Path, demo_config: ModelConfig) -> None:
     model = open_model(demo, size=(128, 192))
-    assert model.config == demo_config and model.notes == ()
+    assert model.config == demo_config
+    assert all(note.startswith("recognised: ") for note in model.notes)
     parts = {name.split(".")[0] for name in model.source.names()}
     assert parts == {"dit", "vae", "text"}
     weight = model.source.spec("dit.blocks.0.self_attn.q.weight")
@@ -42,7 +43,8 @@ def test_a_denoiser_alone_is_a_model_with_notes(denoiser: Path) -> None:
     model = open_model(denoiser, size=(64, 96))
     assert model.config.vae is None and model.config.text is None
     assert all(name.startswith("dit.") for name in model.source.names())
-    assert [note.split(" found")[0] for note in model.notes] == [
+    missing = [note for note in model.notes if " found" in note]
+    assert [note.split(" found")[0] for note in missing] == [
         "no VAE", "no text encoder", "no tokenizer",
     ]  # fmt: skip
 
@@ -50,7 +52,7 @@ def test_a_denoiser_alone_is_a_model_with_notes(denoiser: Path) -> None:
 def test_notes_of_every_reader_are_told(denoiser: Path) -> None:
     (denoiser.parent / "config.json").unlink()
     model = open_model(denoiser, size=(64, 96))
-    assert len(model.notes) > 3  # three files that are missing, and what was guessed
+    assert any("number of heads" in note for note in model.notes)
 
 
 def test_the_size_is_what_was_asked_for_or_what_config_json_says(denoiser: Path) -> None:
