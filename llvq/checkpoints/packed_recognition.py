@@ -79,7 +79,8 @@ def _first(source: TensorSource, layout: Layout) -> str | None:
 
 def _told_apart(source: TensorSource, metadata: Mapping[str, object], path: Path) -> list[Layout]:
     """Which of ModelOpt's and ComfyUI's layouts the file may be in."""
-    fitting = [layout for layout in ALIKE if all(_fits(layout, *s) for s in _shapes(source))]
+    shapes = list(_shapes(source))
+    fitting = [layout for layout in ALIKE if shapes and all(_fits(layout, *s) for s in shapes)]
     if any(name.endswith(".comfy_quant") for name in source.names()):
         return [COMFYUI]
     if _says_modelopt(metadata.get("quantization_config")):

@@ -7,7 +7,6 @@ read, so a writer copies this source a few rows at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from llvq.calibration import FACTS
 from llvq.checkpoints.packed_layer import scale_shapes, swap_nibbles, up
-from llvq.checkpoints.packed_layouts import FULL_RANGE, Layout, Meaning
+from llvq.checkpoints.packed_layouts import FULL_RANGE, Layout
 from llvq.checkpoints.packed_scalars import decode_scale, stored_scale
 from llvq.formats.layout import swizzle_scales
 from llvq.formats.nvfp4 import BLOCK
@@ -59,15 +58,13 @@ class StoredSource:
         return tuple(self._packed)
 
     def inexact(self) -> int:
-        """How many scales have no number in this layout that reads back as they are."""
-        return sum(
-            not torch.equal(decode_scale(stored_scale(g, meaning, self._full), meaning, self._full),
-                            g.reshape(()))
-            for g, meaning in self._scales_of_tensors()
-        )  # fmt: skip
+        """How many global scales have no number in this layout that reads back as they are."""
+        return sum(not self._is_exact(packed.global_scale()) for packed in self._packed.values())
 
-    def _scales_of_tensors(self) -> list[tuple[Tensor, Meaning]]:
-        return [(packed.global_scale(), self._layout.global_is) for packed in self._packed.values()]
+    def _is_exact(self, g: Tensor) -> bool:
+        meaning = self._layout.global_is
+        stored = stored_scale(g, meaning, self._full)
+        return bool(decode_scale(stored, meaning, self._full) == g)
 
     def names(self) -> Sequence[str]:
         return tuple(self._parts)
@@ -149,8 +146,3 @@ class StoredSource:
             both = stored_scale(x, "reciprocal") * stored_scale(g, "reciprocal")
             return both.reciprocal()
         return stored_scale(x, dict(self._layout.inputs)[suffix])
-
-
-def nbytes(source: TensorSource) -> int:
-    specs = (source.spec(name) for name in source.names())
-    return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

@@ -1,4 +1,4 @@
-"""A program written for each tool reads back to the byte, and what a file cannot hold is refused."""
+"""A program written for a tool reads back to the byte; what a file cannot hold is refused."""
 
 from __future__ import annotations
 
