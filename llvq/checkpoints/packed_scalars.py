@@ -7,6 +7,7 @@ weight decodes here to what it decodes to there; writing looks for the number th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -41,10 +42,14 @@ def stored_scale(scale: Tensor, meaning: Meaning, full: float = FULL_RANGE) -> T
     if meaning == "decode":
         return g
     guess = g.reciprocal() if meaning == "reciprocal" else g * full
-    candidates = [guess]
+    return next((c for c in neighbours(guess) if decode_scale(c, meaning, full) == g), guess)
+
+
+def neighbours(value: Tensor) -> Iterator[Tensor]:
+    """An fp32 number [] and those next to it, itself first."""
+    yield value
     for toward in (math.inf, -math.inf):
-        value = guess
+        near = value
         for _ in range(NEIGHBOURS):
-            value = torch.nextafter(value, torch.full_like(value, toward))
-            candidates.append(value)
-    return next((c for c in candidates if decode_scale(c, meaning, full) == g), guess)
+            near = torch.nextafter(near, torch.full_like(near, toward))
+            yield near

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llvq.artifact import Box
-from llvq.calibration import FACTS
 from llvq.errors import RecipeError
 from llvq.sources import RenamedSource
 from llvq.weight_export import configs
@@ -16,6 +15,7 @@ from llvq.weight_export.formats import TOOLS, ToolFormat
 from llvq.weight_export.program import PART, ProgramSource
 from llvq.weight_export.stored import StoredSource
 
+SMOOTHING = ("pre_quant_scale", "lora_down", "lora_up")
 # The scale rule by which LongLive does what our rule does to activations.
 ACTIVATION_RULES = {"four_over_six": "mse", "max": "static_6"}
 
@@ -36,8 +36,9 @@ def export_weights(program: Box, format: str, path: Path, *, progress: Progress)
     packed weights or not all of them, OutputError; nothing is left behind.
     """
     tool = TOOLS[format]
+    check_smoothing(program, format)
     source = ProgramSource(program)
-    check_carried(program, source, format, tool)
+    check_carried(program, source, format)
     names = {tool.names(name) or name: name for name in source.names()}
     if not tool.with_input_scales:
         names = {new: old for new, old in names.items() if not old.endswith(".input_scale")}
@@ -72,17 +73,10 @@ QUANTIZATION = {
 }
 
 
-def check_carried(program: Box, source: ProgramSource, format: str, tool: ToolFormat) -> None:
-    """Refuse what the file could not hold. Raises RecipeError."""
-    if not any(source.packed(name) for name in source.names()):
-        raise RecipeError(
-            "the program has no weight in NVFP4",
-            where=str(program.path),
-            because=f"its recipe is {program.manifest['recipe']['name']}",
-            fix="llvq quantize MODEL   # with the default recipe",
-        )
+def check_smoothing(program: Box, format: str) -> None:
+    """Refuse weights that are not whole without something else. Raises RecipeError."""
     used = [s for r in program.manifest["weights"].values() for s in r["sources"]]
-    for fact in sorted(set(FACTS) - {"input_scale", "weight_amax"}):
+    for fact in SMOOTHING:
         if found := next((s for s in used if s.startswith(PART) and s.endswith(f".{fact}")), None):
             raise RecipeError(
                 f"--format {format} cannot hold {found.removeprefix(PART)}",
@@ -91,7 +85,18 @@ def check_carried(program: Box, source: ProgramSource, format: str, tool: ToolFo
                 "branch, and are wrong without it",
                 fix="quantize with --calibrate modelopt:max, or without --calibrate",
             )
-    if tool.without_input_scales == "refused" and not _static(source):
+
+
+def check_carried(program: Box, source: ProgramSource, format: str) -> None:
+    """Refuse what the file could not hold. Raises RecipeError."""
+    if not any(source.packed(name) for name in source.names()):
+        raise RecipeError(
+            "the program has no weight in NVFP4",
+            where=str(program.path),
+            because=f"its recipe is {program.manifest['recipe']['name']}",
+            fix="llvq quantize MODEL   # with the default recipe",
+        )
+    if TOOLS[format].without_input_scales == "refused" and not _static(source):
         raise RecipeError(
             f"--format {format} needs static input scales",
             where=str(program.path),

@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from llvq.artifact import Box
+from llvq.checkpoints.packed_scalars import neighbours
 from llvq.errors import CheckpointError
+from llvq.formats.nvfp4 import E4M3_MAX, FOUR_OVER_SIX_SCALE_MAX
 
 LINEARS = ("llvq.nvfp4_linear.default", "llvq.nvfp4_linear_lowrank.default")
 X_GLOBAL, W_CODES = 2, 3
@@ -35,6 +39,19 @@ def input_scales(program: Box) -> dict[str, str]:
                     raise _untold(layer, program)
                 found[layer] = scale
     return found
+
+
+def as_stored_elsewhere(scale: Tensor, activation_rule: str) -> Tensor:
+    """A static scale of a program as amax/(6*448), fp32 [], which is what other tools hold.
+
+    Four-over-six is defined with amax/(6*256). The result is the number that llvq, reading it,
+    makes this very scale of again.
+    """
+    if activation_rule != "four_over_six":
+        return scale
+    factor = E4M3_MAX / FOUR_OVER_SIX_SCALE_MAX
+    guess = scale / factor
+    return next((c for c in neighbours(guess) if c * factor == scale), guess)
 
 
 def _linears(document: Any, scales: set[str]) -> Iterator[tuple[str, str | None]]:

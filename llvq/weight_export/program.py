@@ -21,9 +21,11 @@ from llvq.errors import CheckpointError
 from llvq.formats import nvfp4
 from llvq.models.config import DitConfig
 from llvq.sources import TensorSource, TensorSpec
-from llvq.weight_export.input_scales import input_scales
+from llvq.weight_export.input_scales import as_stored_elsewhere, input_scales
 
 PART = "dit."
+# Ops that keep the rows of their sources; others compute something else from them.
+PLACED = ("copy", "concat", "quantize")
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,11 @@ class ProgramSource:
             name: TensorSpec(torch.bfloat16, shape)
             for name, shape in dit_specs(self.config).items()
         }
+        own = {PART + name for name in self._specs}
         self._rows: dict[str, tuple[str, int]] = {}
         self._packed: dict[str, PackedRows] = {}
         for target, record in program.manifest["weights"].items():
-            if set(record["sources"]) & {PART + name for name in self._specs}:
+            if record["op"] in PLACED and own & set(record["sources"]):
                 self._place(target, record)
         missing = self._specs.keys() - self._rows.keys() - self._packed.keys()
         if missing:
@@ -75,6 +78,7 @@ class ProgramSource:
                 fix="quantize the checkpoint again with a recipe that keeps its weights apart",
             )
         self._inputs = input_scales(program)
+        self._activation_rule = program.manifest["recipe"]["linear"]["activation_rule"]
 
     def _place(self, target: str, record: Mapping[str, Any]) -> None:
         first = 0
@@ -114,7 +118,8 @@ class ProgramSource:
         if name in self._specs:
             return self.read_rows(name, 0, self._specs[name].shape[0])
         target = self._inputs[name.removesuffix(".input_scale")]
-        return self._weights.read(target).to(torch.float32).reshape(())
+        stored = self._weights.read(target).to(torch.float32).reshape(())
+        return as_stored_elsewhere(stored, self._activation_rule)
 
     def read_rows(self, name: str, start: int, stop: int) -> Tensor:
         if name in self._packed:

@@ -7,10 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llvq.artifact import Box
 from llvq.errors import CheckpointError
-from llvq.weight_export.input_scales import input_scales
+from llvq.weight_export.input_scales import as_stored_elsewhere, input_scales
 
 WEIGHTS = {
     "dit.q_k": {"op": "quantize", "sources": ["dit.q.weight", "dit.k.weight"]},
@@ -70,3 +73,10 @@ def test_static_for_some_and_not_for_others_is_refused() -> None:
     nodes = [node("x", "x"), node("made", "llvq.quantize.default", "x"), *linear("a", "made", "o")]
     with pytest.raises(CheckpointError, match="does not tell the input scale of o"):
         input_scales(made_of(*nodes))
+
+
+@given(st.floats(min_value=2.0**-60, max_value=2.0**60, width=32))
+def test_a_scale_goes_out_and_in_again_exactly(amax: float) -> None:
+    scale = torch.tensor(amax)
+    assert as_stored_elsewhere(scale * 1.75, "four_over_six") * 1.75 == scale * 1.75
+    assert as_stored_elsewhere(scale, "max") == scale
