@@ -6,8 +6,12 @@ from os import PathLike
 from pathlib import Path
 
 from llvq.box import Progress, write_program
+from llvq.calibrate.facts_file import read_header, with_facts
+from llvq.calibrate.run import Request
+from llvq.calibrate.run import calibrate as run_calibration
 from llvq.checkpoints.model import open_model
 from llvq.compiler import compile_model
+from llvq.errors import RecipeError
 from llvq.recipe import Recipe, load_recipe
 
 
@@ -22,16 +26,27 @@ def quantize_checkpoint(
     num_heads: int | None = None,
     use_ema: bool = False,
     size: tuple[int, int] | None = None,
+    calibrate: Request | None = None,
+    calibration: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Quantize a checkpoint and what lies beside it; gives the path of the program.
 
     `out`: by default `<stem>.nvfp4` in the current folder. `size`: (height, width) in pixels.
-    `progress` is told (bytes written, bytes in all). Raises CheckpointError, RecipeError,
-    MissError, SpecError, CaptureError, FormatError, OutputError.
+    `calibrate`: with what (state and result are kept in `<out>.calibration`); or `calibration`: the
+    facts that were found before. `progress` is told (bytes written, bytes in all).
+
+    Raises CheckpointError, RecipeError, MissError, SpecError, CaptureError, FormatError,
+    OutputError; SessionError and TargetError if it calibrates.
     """
     chosen = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    if calibrate is not None and calibration is not None:
+        raise RecipeError(
+            "calibrate and calibration were both given",
+            because="one makes facts about linears, the other takes those made before",
+            fix="leave one out",
+        )
     opened = open_model(
         model,
         vae=vae,
@@ -41,13 +56,20 @@ def quantize_checkpoint(
         use_ema=use_ema,
         size=size,
     )
-    compiled = compile_model(opened.config, chosen, calibration=opened.calibration)
     path = Path(out) if out is not None else default_program(Path(model))
+    if calibrate is not None:
+        work = Path(f"{path}.calibration")
+        calibration = run_calibration(opened, chosen, calibrate, work, force=overwrite).path
+    made = None
+    if calibration is not None:
+        opened, made = with_facts(opened, Path(calibration)), read_header(Path(calibration))
+    compiled = compile_model(opened.config, chosen, calibration=opened.calibration)
     write_program(
         compiled,
         opened.source,
         path,
         tokenizer=opened.bundle.tokenizer,
+        calibration=made,
         overwrite=overwrite,
         progress=progress,
     )

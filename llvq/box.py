@@ -37,10 +37,13 @@ def write_program(
     path: str | Path,
     *,
     tokenizer: Path | None = None,
+    calibration: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> str:
     """Write a quantized program that any target can be exported from; gives its id.
+
+    `calibration`: how facts that llvq itself found about linears came about, for the manifest.
 
     Raises OutputError (nothing is left behind), FormatError (NaN in a weight), CheckpointError.
     """
@@ -54,7 +57,8 @@ def write_program(
         )
         if tokenizer is not None:
             writer.link("tokenizer/tokenizer.json", tokenizer)
-        return writer.finish(_program_fields(compiled, documents))
+        fields = _program_fields(compiled, documents)
+        return writer.finish({**fields, "calibration": plain(calibration)})
 
 
 def export_box(

@@ -38,6 +38,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "weights": (dict,),
     "unchecked": (dict,),
     "left_out": (dict,),
+    "calibration": (dict, type(None)),
     "model": (dict,),
     "files": (dict,),
 }

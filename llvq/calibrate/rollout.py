@@ -6,7 +6,7 @@ sampling steps and the refresh, on the history that the chunks before have left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,13 +83,16 @@ class EagerRollout:
         assert self.table.placement is not None
         return self.table.placement.history
 
-    def _history(self, latent: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def _history(self, latent: Tensor) -> list[Iterator[Tensor]]:
+        """K and V, layer by layer as the model takes them: the whole is gigabytes."""
         dit = self.model.config
         empty = [latent.new_empty(1, 0, dit.num_heads, dit.head_dim)] * dit.num_layers
         pages = [(empty, empty), *(self.cached[slot] for slot in self._slots())]
-        keys, values = ([torch.cat(layer, dim=1) for layer in zip(*parts, strict=True)]
-                        for parts in zip(*pages, strict=True))  # fmt: skip
-        return keys, values
+        return [map(_joined, zip(*parts, strict=True)) for parts in zip(*pages, strict=True)]
+
+
+def _joined(pages: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(pages), dim=1)
 
 
 @dataclass(frozen=True)

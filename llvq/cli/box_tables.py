@@ -43,6 +43,7 @@ def describe(box: Box) -> dict[str, Any]:
         "bytes": _bytes_by_part(weights),
         "pages": {"format": pages.kv_format, "slots": pages.slots, "bytes": pages.nbytes},
         "left_out": manifest["left_out"],
+        "calibration": manifest["calibration"],
         "passes": manifest["passes"],
         "files": len(manifest["files"]),
     }
@@ -61,6 +62,7 @@ def show(box: Mapping[str, Any]) -> None:
             ("recipe", f"{box['recipe']['name']}: {linear['weight_rule']} weights, "
                        f"{linear['activation_rule']} activations"),
             ("left out", ", ".join(f"{n} {i}" for n, i in box["left_out"].items()) or None),
+            ("calibrated", _calibrated(box["calibration"])),
             ("kept out", ", ".join(linear["exclude"])),
             ("KV pages", f"{pages['slots']} of {pages['format']}, {human(pages['bytes'])}"),
         ]
@@ -88,6 +90,15 @@ def show(box: Mapping[str, Any]) -> None:
     print_table("weights", columns, rows)
     print()
     print_pass_table(box["passes"])
+
+
+def _calibrated(made: Mapping[str, Any] | None) -> str | None:
+    if not made:
+        return None
+    config = made.get("config")
+    name = config.get("name") if isinstance(config, Mapping) else config
+    videos = f"{made.get('videos')} videos of {made.get('chunks')} chunks"
+    return f"{name} of ModelOpt {made.get('modelopt')}, {videos}"
 
 
 def _grouped(specs: Sequence[Mapping[str, str]]) -> list[tuple[str, str, str]]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llvq.cli import options
 
 if TYPE_CHECKING:
-    from llvq.quality.compare import Progress
     from llvq.quality.comparison import Comparison
 
 
@@ -59,7 +55,7 @@ def compare(
       llvq compare model_bf16.pt model.llvq --chunks 8 --prompt "a red kite" -o report
     """
     from llvq.cli.output import check_output
-    from llvq.cli.table import note, print_json
+    from llvq.cli.table import note, print_json, task_bars
     from llvq.quality.compare import Request
     from llvq.quality.compare import compare as compare_programs
     from llvq.quality.report import write_report
@@ -67,7 +63,7 @@ def compare(
     if out is not None:
         check_output(out, force=force)
     request = Request(tuple(prompt or ()), chunks, seed, steps, device, frames)
-    with _progress() as progress:
+    with task_bars() as progress:
         found = compare_programs(
             model,
             program,
@@ -100,20 +96,3 @@ def _print(found: Comparison) -> None:
         print_table(table.title, table.columns, table.rows, left=left)
         if table.caption:
             stdout().print(table.caption, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on stderr for each thing that is being done."""
-    from rich.progress import Progress as Bars
-
-    from llvq.cli.table import stderr
-
-    with Bars(console=stderr(), transient=True) as bars:
-        yield partial(_tell, bars, {})
-
-
-def _tell(bars: Any, tasks: dict[str, Any], what: str, done: int, total: int) -> None:
-    if what not in tasks:
-        tasks[what] = bars.add_task(what, total=total)
-    bars.update(tasks[what], completed=done)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llvq.cli import options
+from llvq.cli import calibrate_options, options
 from llvq.cli.options import COMPILER
 
 if TYPE_CHECKING:
@@ -32,6 +32,14 @@ def quantize(
     width: options.Width = None,
     force: options.Force = False,
     json: options.Json = False,
+    calibrate: calibrate_options.Calibrate = None,
+    calibrate_prompts: calibrate_options.Prompts = None,
+    calibrate_chunks: calibrate_options.Chunks = None,
+    calibrate_size: calibrate_options.Size = None,
+    calibrate_seed: calibrate_options.Seed = None,
+    calibrate_device: calibrate_options.Device = None,
+    work: calibrate_options.WorkFolder = None,
+    calibration: calibrate_options.Facts = None,
     print_ir_after: Annotated[
         list[str] | None,
         typer.Option(metavar="PASS", help="Or `all`. Repeatable.", rich_help_panel=COMPILER),
@@ -61,6 +69,7 @@ def quantize(
       llvq quantize model_bf16.pt
       llvq quantize model_bf16.pt -o small.nvfp4 --height 480 --width 832
       llvq quantize model_bf16.pt --recipe mine.toml --vae vae/Wan2.2_VAE.pth
+      llvq quantize model_bf16.pt --calibrate modelopt:awq_lite --calibrate-prompts prompts.txt
       llvq quantize model_bf16.pt --stop-after fuse-linear --print-ir-after fuse-linear
     """
     from llvq.api import default_program
@@ -73,6 +82,17 @@ def quantize(
 
     path = out if out is not None else default_program(model)
     chosen = load_recipe(recipe)
+    calibrating = calibrate_options.chosen(
+        calibrate,
+        calibration,
+        work,
+        path,
+        prompts=calibrate_prompts,
+        chunks=calibrate_chunks,
+        size=calibrate_size,
+        seed=calibrate_seed,
+        device=calibrate_device,
+    )
     debugging = Options(
         print_ir_after=tuple(print_ir_after or ()),
         dump=dump,
@@ -96,16 +116,24 @@ def quantize(
         size=options.video_size(height, width),
         layout=layout,
     )
+    opened, made = calibrate_options.calibrated(opened, chosen, calibrating, force=force)
     with stderr().status("compiling"):
         compiled = compile_model(
             opened.config, chosen, calibration=opened.calibration, options=debugging
         )
     staged = compiled.reports[-1].level == "staged"
-    written = _write(compiled, opened, path, force=force) if staged else None
+    written = _write(compiled, opened, path, made, force=force) if staged else None
     _show(compiled, opened, path, written, as_json=json)
 
 
-def _write(compiled: Compiled, opened: VideoModel, path: Path, *, force: bool) -> str:
+def _write(
+    compiled: Compiled,
+    opened: VideoModel,
+    path: Path,
+    calibration: dict[str, Any] | None,
+    *,
+    force: bool,
+) -> str:
     """Stream the weights behind a progress bar; gives the id of the program."""
     from llvq.box import write_program
     from llvq.cli.table import byte_progress
@@ -117,6 +145,7 @@ def _write(compiled: Compiled, opened: VideoModel, path: Path, *, force: bool) -
             opened.source,
             path,
             tokenizer=opened.bundle.tokenizer,
+            calibration=calibration,
             overwrite=force,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -76,3 +78,16 @@ def byte_progress() -> Progress:
 def chunk_progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"))
     return Progress(SpinnerColumn(), *columns, console=stderr(), transient=True)
+
+
+@contextmanager
+def task_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for each thing that is being done: (what, how much is done, how much)."""
+    with Progress(console=stderr(), transient=True) as bars:
+        yield partial(_tell, bars, {})
+
+
+def _tell(bars: Progress, tasks: dict[str, Any], what: str, done: int, total: int) -> None:
+    if what not in tasks:
+        tasks[what] = bars.add_task(what, total=total)
+    bars.update(tasks[what], completed=done)

@@ -10,7 +10,7 @@ H heads, D head dim, E = H*D, X text length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -197,8 +197,8 @@ class CausalWanDit(nn.Module):
         timestep: Tensor,
         positions: Tensor,
         prompt_embeds: Tensor,
-        history_k: Sequence[Tensor],
-        history_v: Sequence[Tensor],
+        history_k: Iterable[Tensor],
+        history_v: Iterable[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Denoise one chunk.
 

@@ -33,6 +33,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "passes": [{"name": "canonicalize", "hits": 3}],
         "unchecked": {},
         "left_out": {},
+        "calibration": None,
         "weights": {"q": {"op": "copy", "sources": ["q"]}},
         "model": {"layers": 1},
     }

@@ -23,12 +23,16 @@ class Calls:
         self.history: list[int] = []
         self.latents: list[torch.Tensor] = []
         model.register_forward_hook(self._keep)
+        model.blocks[1].self_attn.register_forward_pre_hook(self._measure)
 
     def _keep(self, model: CausalWanDit, inputs: tuple[Any, ...], outputs: object) -> None:
-        latent, timestep, _, _, keys, _ = inputs
-        self.latents.append(latent)
-        self.timesteps.append(timestep.unique().item())
-        self.history.append(keys[0].shape[1])
+        self.latents.append(inputs[0])
+        self.timesteps.append(inputs[1].unique().item())
+
+    def _measure(self, attention: Any, inputs: tuple[Any, ...]) -> None:
+        keys, values = inputs[2]
+        assert keys.shape == values.shape
+        self.history.append(keys.shape[1])
 
 
 @pytest.fixture

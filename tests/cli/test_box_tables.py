@@ -71,6 +71,7 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
                 "passes": [row | {"books": [book | {"stopped": 0}]}],
                 "unchecked": {},
                 "left_out": {},
+                "calibration": None,
                 "weights": {},
                 "model": {},
             }

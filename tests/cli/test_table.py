@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from llvq.cli.table import human, print_json, print_table
+from llvq.cli.table import human, print_json, print_table, task_bars
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,11 @@ def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"a": [1, None]})
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"a": [1, None]} and captured.err == ""
+
+
+def test_bars_are_made_when_their_work_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    with task_bars() as tell:
+        tell("one", 0, 2)
+        tell("one", 2, 2)
+        tell("two", 1, 1)
+    assert capsys.readouterr().out == ""
