@@ -36,7 +36,7 @@ class Dialect:
     """quantize(b, x, rule, static global scale or None) -> Quantized.
 
     `held` maps dtypes of the program to those that stand for them in the model.
-    `through` is what bytes are cast to before anything is computed with them.
+    `through` is the only type that bytes are cast to and from.
     """
 
     name: str

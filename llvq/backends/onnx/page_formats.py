@@ -78,19 +78,23 @@ def decode_e4m3(t: Translator, stored: Value) -> Value:
     return t.b.gather(t.b.constant(table), index, 0)
 
 
+def to_bytes(t: Translator, numbers: Value) -> Value:
+    return t.b.cast(t.b.cast(numbers, t.dialect.through), torch.uint8)
+
+
 def encode_e4m3(t: Translator, x: Value) -> Value:
     """The bytes of fp32 values, rounded to E4M3. What rounds to zero keeps its sign.
 
     ONNX has no cast between types of equal bits. Magnitudes of E4M3 are multiples of 2**-9, so the
-    count of them finds the byte in a table of 230 kB.
+    count of them finds the byte in a table of 0.9 MB.
     """
     rounded = t.b.cast(t.b.cast(x, torch.float8_e4m3fn), torch.float32)
     codes = torch.arange(E4M3_CODES, dtype=torch.uint8)
-    table = torch.zeros(int(nvfp4.E4M3_MAX * E4M3_STEPS) + 1, dtype=torch.uint8)
-    table[(codes.view(torch.float8_e4m3fn).float() * E4M3_STEPS).long()] = codes
+    table = torch.zeros(int(nvfp4.E4M3_MAX * E4M3_STEPS) + 1, dtype=torch.int32)
+    table[(codes.view(torch.float8_e4m3fn).float() * E4M3_STEPS).long()] = codes.int()
     steps = t.b.cast(t.b.mul(t.b.call("Abs", rounded), E4M3_STEPS), torch.int32)
-    code = t.b.cast(t.b.gather(t.b.constant(table), steps, 0), torch.int32)
-    return t.b.cast(t.b.add(code, _sign_bit(t, x, 128)), torch.uint8)
+    code = t.b.gather(t.b.constant(table), steps, 0)
+    return to_bytes(t, t.b.add(code, _sign_bit(t, x, 128)))
 
 
 def pack(t: Translator, levels: Value, signed: Value) -> Value:
@@ -103,7 +107,7 @@ def pack(t: Translator, levels: Value, signed: Value) -> Value:
     assert width is not None
     pairs = t.b.reshape(nibbles, (*lead, width // 2, 2))
     weighted = t.b.mul(pairs, t.b.constant(torch.tensor([1, 16], dtype=torch.int32)))
-    return t.b.cast(t.b.reduce("ReduceSum", weighted, [-1]), torch.uint8)
+    return to_bytes(t, t.b.reduce("ReduceSum", weighted, [-1]))
 
 
 def _sign_bit(t: Translator, x: Value, bit: int) -> Value:
