@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def quantize_checkpoint(
     tokenizer: str | PathLike[str] | None = None,
     num_heads: int | None = None,
     use_ema: bool = False,
+    lora: Sequence[str | PathLike[str]] = (),
+    lora_alpha: Sequence[float] = (),
     size: tuple[int, int] | None = None,
     calibrate: Request | None = None,
     calibration: str | PathLike[str] | None = None,
@@ -34,6 +37,7 @@ def quantize_checkpoint(
     """Quantize a checkpoint and what lies beside it; gives the path of the program.
 
     `out`: by default `<stem>.nvfp4` in the current folder. `size`: (height, width) in pixels.
+    `lora`: files whose LoRAs are merged in first; `lora_alpha`: what they do not say of themselves.
     `calibrate`: with what (state and result are kept in `<out>.calibration`); or `calibration`: the
     facts that were found before. `progress` is told (bytes written, bytes in all).
 
@@ -55,6 +59,8 @@ def quantize_checkpoint(
         num_heads=num_heads,
         use_ema=use_ema,
         size=size,
+        lora=lora,
+        lora_alpha=lora_alpha,
     )
     path = Path(out) if out is not None else default_program(Path(model))
     if calibrate is not None:
@@ -70,6 +76,7 @@ def quantize_checkpoint(
         path,
         tokenizer=opened.bundle.tokenizer,
         calibration=made,
+        loras=[each.record() for each in opened.loras],
         overwrite=overwrite,
         progress=progress,
     )
@@ -78,4 +85,5 @@ def quantize_checkpoint(
 
 def default_program(model: Path) -> Path:
     """Where the program of a checkpoint goes, if nobody says: the current folder."""
-    return Path(f"{model.resolve().stem}.nvfp4")
+    whole = model.resolve()
+    return Path(f"{whole.name if whole.is_dir() else whole.stem}.nvfp4")

@@ -6,7 +6,7 @@ size of the model. A program keeps everything that `export` needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ def write_program(
     *,
     tokenizer: Path | None = None,
     calibration: Mapping[str, Any] | None = None,
+    loras: Sequence[Mapping[str, Any]] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> str:
     """Write a quantized program that any target can be exported from; gives its id.
 
     `calibration`: how facts that llvq itself found about linears came about, for the manifest.
+    `loras`: what is merged into the weights of `source`, for the manifest.
 
     Raises OutputError (nothing is left behind), FormatError (NaN in a weight), CheckpointError.
     """
@@ -58,7 +60,8 @@ def write_program(
         if tokenizer is not None:
             writer.link("tokenizer/tokenizer.json", tokenizer)
         fields = _program_fields(compiled, documents)
-        return writer.finish({**fields, "calibration": plain(calibration)})
+        made = {"calibration": plain(calibration), "lora": plain(loras)}
+        return writer.finish({**fields, **made})
 
 
 def export_box(

@@ -39,6 +39,7 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "unchecked": (dict,),
     "left_out": (dict,),
     "calibration": (dict, type(None)),
+    "lora": (list,),
     "model": (dict,),
     "files": (dict,),
 }

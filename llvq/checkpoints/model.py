@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from llvq.calibration import Calibration, calibration_of
-from llvq.checkpoints.bundle import Bundle, find_companions
+from llvq.checkpoints.bundle import Bundle, denoiser_in, find_companions
 from llvq.checkpoints.checkpoint import Checkpoint, json_beside, positive_int
 from llvq.checkpoints.longlive import read_dit
+from llvq.checkpoints.lora import Lora, read_loras
+from llvq.checkpoints.merged import merge
 from llvq.checkpoints.stream import read_stream
 from llvq.checkpoints.text import read_text_encoder
 from llvq.checkpoints.vae import read_vae
@@ -30,7 +33,7 @@ from llvq.sources import JoinedSource, TensorSource
 class VideoModel:
     """A checkpoint set. `source` names weights as the captured model does: dit., vae., text.
 
-    `calibration`: what the files say of linears beyond their weights.
+    `calibration`: what the files say of linears beyond their weights. `loras`: merged into it.
     """
 
     config: ModelConfig
@@ -38,6 +41,7 @@ class VideoModel:
     calibration: Calibration
     bundle: Bundle
     notes: tuple[str, ...]
+    loras: tuple[Lora, ...] = ()
 
 
 def open_model(
@@ -50,14 +54,20 @@ def open_model(
     use_ema: bool = False,
     size: tuple[int, int] | None = None,
     layout: str | None = None,
+    lora: Sequence[str | PathLike[str]] = (),
+    lora_alpha: Sequence[float] = (),
 ) -> VideoModel:
     """Open a denoiser and what lies beside it, for videos of `size` (height, width).
 
     What neither `size` nor config.json beside the checkpoint says is that of the published model
     with as many latent channels. `layout`: how packed linears lie in the file, where it leaves that
-    open. Reads no weight. Raises CheckpointError.
+    open. `lora`: files whose LoRAs are merged into the denoiser, as its weights are read, and
+    `lora_alpha` what they do not say. Reads no weight but theirs. Raises CheckpointError.
     """
+    path = denoiser_in(Path(path))
     dit = read_dit(path, num_heads=num_heads, use_ema=use_ema, layout=layout)
+    loras = read_loras(lora, lora_alpha)
+    dit = merge(dit, path, loras)
     channels = dit.config.in_dim
     bundle = find_companions(
         path, channels, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer
@@ -82,7 +92,7 @@ def open_model(
     height, width = size or _size_beside(bundle.dit, published.pixel_hw)
     source = JoinedSource(parts)
     facts = calibration_of(source)
-    return VideoModel(config.at(height, width), source, facts, bundle, tuple(notes))
+    return VideoModel(config.at(height, width), source, facts, bundle, tuple(notes), loras)
 
 
 def _family(path: Path, dit: DitConfig) -> tuple[str, ...]:

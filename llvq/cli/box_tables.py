@@ -44,6 +44,7 @@ def describe(box: Box) -> dict[str, Any]:
         "pages": {"format": pages.kv_format, "slots": pages.slots, "bytes": pages.nbytes},
         "left_out": manifest["left_out"],
         "calibration": manifest["calibration"],
+        "lora": manifest["lora"],
         "passes": manifest["passes"],
         "files": len(manifest["files"]),
     }
@@ -63,6 +64,7 @@ def show(box: Mapping[str, Any]) -> None:
                        f"{linear['activation_rule']} activations"),
             ("left out", ", ".join(f"{n} {i}" for n, i in box["left_out"].items()) or None),
             ("calibrated", _calibrated(box["calibration"])),
+            ("LoRA merged in", ", ".join(map(_lora, box["lora"])) or None),
             ("kept out", ", ".join(linear["exclude"])),
             ("KV pages", f"{pages['slots']} of {pages['format']}, {human(pages['bytes'])}"),
         ]
@@ -99,6 +101,11 @@ def _calibrated(made: Mapping[str, Any] | None) -> str | None:
     name = config.get("name") if isinstance(config, Mapping) else config
     videos = f"{made.get('videos')} videos of {made.get('chunks')} chunks"
     return f"{name} of ModelOpt {made.get('modelopt')}, {videos}"
+
+
+def _lora(record: Mapping[str, Any]) -> str:
+    rank = f"rank {record['rank']}, alpha {record['alpha']:g}, {record['layers']} linears"
+    return f"{record['name']} ({rank}) {record['sha256'][:16]}"
 
 
 def _grouped(specs: Sequence[Mapping[str, str]]) -> list[tuple[str, str, str]]:

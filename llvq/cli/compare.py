@@ -43,6 +43,8 @@ def compare(
     text_encoder: options.TextEncoderPath = None,
     num_heads: options.NumHeads = None,
     use_ema: options.UseEma = False,
+    lora: options.LoraFiles = None,
+    lora_alpha: options.LoraAlphas = None,
 ) -> None:
     """Compare a quantized program with its checkpoint, which is compiled again as BF16.
 
@@ -73,6 +75,8 @@ def compare(
             text_encoder=text_encoder,
             num_heads=num_heads,
             use_ema=use_ema,
+            lora=lora or (),
+            lora_alpha=lora_alpha or (),
         )
     if json:
         print_json(found.to_dict())

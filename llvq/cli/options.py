@@ -52,6 +52,24 @@ Layout = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+LoraFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE",
+        help="Merge a LoRA into MODEL first. Repeatable.",
+        rich_help_panel=MODEL,
+    ),
+]
+LoraAlphas = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--lora-alpha",
+        metavar="ALPHA",
+        help="Its alpha, one per --lora. Default: what it says, or its rank.",
+        rich_help_panel=MODEL,
+    ),
+]
 Height = Annotated[
     int | None,
     typer.Option(
@@ -102,6 +120,8 @@ def open_video_model(
     use_ema: bool,
     size: tuple[int, int] | None,
     layout: str | None = None,
+    lora: list[Path] | None = None,
+    lora_alpha: list[float] | None = None,
 ) -> VideoModel:
     """Open a checkpoint set and tell the user what was found, and every guess."""
     from llvq.checkpoints.model import open_model
@@ -116,6 +136,8 @@ def open_video_model(
         use_ema=use_ema,
         size=size,
         layout=layout,
+        lora=lora or (),
+        lora_alpha=lora_alpha or (),
     )
     bundle, config = opened.bundle, opened.config
     parts = ("dit", "vae", "text_encoder", "tokenizer")
@@ -125,5 +147,5 @@ def open_video_model(
     height, width = config.pixel_hw
     note(f"{'video':<13} {height}x{width}, {config.stream.fps} fps")
     for text in opened.notes:
-        note(f"note: {text}")
+        note(text if text.startswith("recognised: ") else f"note: {text}")
     return opened

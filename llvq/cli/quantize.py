@@ -28,6 +28,8 @@ def quantize(
     num_heads: options.NumHeads = None,
     use_ema: options.UseEma = False,
     layout: options.Layout = None,
+    lora: options.LoraFiles = None,
+    lora_alpha: options.LoraAlphas = None,
     height: options.Height = None,
     width: options.Width = None,
     force: options.Force = False,
@@ -69,6 +71,7 @@ def quantize(
       llvq quantize model_bf16.pt
       llvq quantize model_bf16.pt -o small.nvfp4 --height 480 --width 832
       llvq quantize model_bf16.pt --recipe mine.toml --vae vae/Wan2.2_VAE.pth
+      llvq quantize stage1/model.pt --use-ema --lora dmd/model.pt --lora-alpha 128
       llvq quantize model_bf16.pt --calibrate modelopt:awq_lite --calibrate-prompts prompts.txt
       llvq quantize model_bf16.pt --stop-after fuse-linear --print-ir-after fuse-linear
     """
@@ -115,6 +118,8 @@ def quantize(
         use_ema=use_ema,
         size=options.video_size(height, width),
         layout=layout,
+        lora=lora,
+        lora_alpha=lora_alpha,
     )
     opened, made = calibrate_options.calibrated(opened, chosen, calibrating, force=force)
     with stderr().status("compiling"):
@@ -146,6 +151,7 @@ def _write(
             path,
             tokenizer=opened.bundle.tokenizer,
             calibration=calibration,
+            loras=[lora.record() for lora in opened.loras],
             overwrite=force,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

@@ -69,6 +69,7 @@ def open_pair(checkpoint: str | Path, program: str | Path, **options: Any) -> Pa
     facts = RunFacts.from_dict(box.manifest["state"])
     model = open_model(checkpoint, size=facts.pixel_hw, **options)
     model = replace(model, config=_as_in(box.manifest["model"], model.config))
+    _check_loras(box, model)
     _check_config(box, model)
     _check_tensors(box, model)
     recipe = recipe_from_dict(box.manifest["recipe"])
@@ -109,6 +110,23 @@ def _differences(stated: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
         for key, value in (stated[part] or {}).items()
         if found[part].get(key) != value
     ]
+
+
+def _check_loras(box: Box, model: VideoModel) -> None:
+    """The same are merged in, whatever their files are called."""
+    stated = box.manifest["lora"]
+    sides = (stated, [lora.record() for lora in model.loras])
+    one, other = ([{**record, "name": None} for record in records] for records in sides)
+    if one == other:
+        return
+    names = [f"{record['name']} (alpha {record['alpha']:g})" for record in stated]
+    raise CheckpointError(
+        "the LoRAs of the program are others than those given",
+        where=str(box.path),
+        because=f"merged into it: {', '.join(names) or 'none'}",
+        fix="give the same: "
+        + (" ".join(f"--lora {record['name']}" for record in stated) or "leave out --lora"),
+    )
 
 
 def _check_tensors(box: Box, model: VideoModel) -> None:

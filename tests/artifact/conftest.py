@@ -34,6 +34,7 @@ def fields(**changes: Any) -> dict[str, Any]:
         "unchecked": {},
         "left_out": {},
         "calibration": None,
+        "lora": [],
         "weights": {"q": {"op": "copy", "sources": ["q"]}},
         "model": {"layers": 1},
     }

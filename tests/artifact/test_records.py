@@ -31,6 +31,7 @@ GOOD: dict[str, Any] = {
     ],
     "weights": {"q": {"op": "copy", "sources": ["q"]}},
     "unchecked": {"decode": "too large"},
+    "lora": [{"name": "a.pt", "sha256": "0" * 64, "rank": 4, "alpha": 4.0, "layers": 10}],
 }
 
 
@@ -50,6 +51,7 @@ def test_what_llvq_writes_is_accepted() -> None:
         (("passes", 0, "books", 0, "hits"), True, "passes.0.books.0.hits is not a int"),
         (("passes", 0, "books", 0, "excluded", "*head"), "1", "excluded.*head is not a int"),
         (("weights", "q"), [], "weights.q is not a dict"),
+        (("lora", 0, "rank"), 4.5, "lora.0.rank is not a int"),
         (("unchecked", "decode"), None, "unchecked.decode is not a str"),
     ],
     ids=str,

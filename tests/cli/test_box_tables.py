@@ -72,6 +72,7 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
                 "unchecked": {},
                 "left_out": {},
                 "calibration": None,
+                "lora": [],
                 "weights": {},
                 "model": {},
             }
