@@ -17,7 +17,7 @@ from llvq import weights
 from llvq.errors import FormatError, OutputError
 from llvq.sources import DictSource
 from llvq.weights import WeightRecord, materialize
-from llvq.weights_writer import write_shards
+from llvq.weights_writer import write_file, write_shards
 
 GENERATOR = torch.Generator().manual_seed(0)
 SOURCE = DictSource(
@@ -138,3 +138,14 @@ def test_refuses_two_records_of_one_name_and_unknown_dtypes(tmp_path: Path) -> N
     with pytest.raises(FormatError, match="weight c is"):
         write_shards([WeightRecord("c", "copy", ("c",))], source, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_file_whose_header_says_something(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    written = sum(write_file(path, PLAN, SOURCE, metadata={"format": "pt", "made by": "a test"}))
+    with safe_open(path, "pt") as opened:
+        assert opened.metadata() == {"format": "pt", "made by": "a test"}
+        expected = {k: v for record in PLAN for k, v in materialize(record, SOURCE).items()}
+        assert set(opened.keys()) == expected.keys()
+        assert all(torch.equal(raw(opened.get_tensor(n)), raw(t)) for n, t in expected.items())
+    assert written == sum(t.nbytes for t in expected.values())

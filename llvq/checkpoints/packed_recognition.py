@@ -89,6 +89,8 @@ def _told_apart(source: TensorSource, metadata: Mapping[str, object], path: Path
         return [COMFYUI]
     if _says_modelopt(json_beside(path, "config.json").get("quantization_config")):
         return [MODELOPT]
+    if _says_modelopt(json_beside(path, "hf_quant_config.json")):
+        return [MODELOPT]
     return fitting or [MODELOPT]
 
 

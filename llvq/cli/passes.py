@@ -108,6 +108,7 @@ def bisect(
     tokenizer: options.TokenizerPath = None,
     num_heads: options.NumHeads = None,
     use_ema: options.UseEma = False,
+    layout: options.Layout = None,
     height: options.Height = None,
     width: options.Width = None,
     disable: options.Disable = None,
@@ -138,6 +139,7 @@ def bisect(
         num_heads=num_heads,
         use_ema=use_ema,
         size=options.video_size(height, width),
+        layout=layout,
     )
     trials = Trials(opened, chosen, disabled, command)
     show_culprit(search(trials.compile_at, trials.is_good, trials.told), as_json=json)

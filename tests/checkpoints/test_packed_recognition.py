@@ -64,6 +64,12 @@ def test_a_config_beside_is_modelopts_export(tmp_path: Path) -> None:
     assert told(file(ANYONE, (128, 4)), tmp_path) == "modelopt"
 
 
+def test_older_exports_have_a_file_of_their_own_for_it(tmp_path: Path) -> None:
+    text = json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4"}})
+    (tmp_path / "hf_quant_config.json").write_text(text)
+    assert told(file(ANYONE, (128, 4)), tmp_path) == "modelopt"
+
+
 def test_what_shapes_and_markers_leave_open_is_refused(tmp_path: Path) -> None:
     cases = (
         (file(scales=SWIZZLED), {}, ["modelopt-swizzled", "comfyui"]),
