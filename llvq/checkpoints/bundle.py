@@ -155,6 +155,6 @@ def _converted(file: Path) -> Path:
         where=str(file.parent / SENTENCEPIECE),
         because="llvq reads what the tokenizers library writes, and not sentencepiece",
         fix='pip install sentencepiece protobuf; python -c "'
-        "from transformers import AutoTokenizer; "
-        f'AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"',
+        "from transformers import T5TokenizerFast; "
+        f'T5TokenizerFast.from_pretrained({folder!r}).save_pretrained({folder!r})"',
     )
