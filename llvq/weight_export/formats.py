@@ -54,14 +54,14 @@ TOOLS: Mapping[str, ToolFormat] = MappingProxyType(
             to_diffusers,
             "folder",
             "weights alone",
-            "put it in place of `transformer` of Wan2.2-TI2V-5B-Diffusers and serve that folder",
+            "put {path} in place of `transformer` in the folder of the diffusers model",
         ),
         "compressed-tensors": ToolFormat(
             COMPRESSED_TENSORS,
             to_diffusers,
             "folder",
             "weights alone",
-            "put it in place of `transformer` of Wan2.2-TI2V-5B-Diffusers and serve that folder",
+            "put {path} in place of `transformer` in the folder of the diffusers model",
         ),
         "comfyui": ToolFormat(
             COMFYUI,

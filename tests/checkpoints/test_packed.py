@@ -239,6 +239,16 @@ def test_a_folder_of_modelopts_opens_as_a_denoiser(tmp_path: Path, dit_config: D
     )
 
 
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
+def test_comfyuis_prefixes_are_taken_off(
+    tmp_path: Path, dit_config: DitConfig, prefix: str
+) -> None:
+    tensors = of_a_denoiser(dit_config, "modelopt")
+    save_file({f"{prefix}{name}": t for name, t in tensors.items()}, tmp_path / "m.safetensors")
+    tensors = read_dit(tmp_path / "m.safetensors", layout="modelopt").tensors
+    assert tensors.packed("blocks.1.self_attn.o.weight") is not None
+
+
 DTYPES = st.sampled_from([torch.uint8, torch.int32, torch.bfloat16, torch.float32, FP8])
 SUFFIXES = st.sampled_from(sorted({s for x in LAYOUTS.values() for s in (*x.suffixes, x.codes)}))
 
