@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +155,27 @@ def test_a_program_without_nvfp4_is_refused(
 def test_static_scales_that_a_tool_does_not_read_are_said(program: Box, tmp_path: Path) -> None:
     made, _ = exported(program, "longlive-4o6", tmp_path)
     assert made.notes == ("static input scales are left out: the tool scales activations at each call",)  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.usefixtures("static")
+def test_compressed_tensors_own_converter_makes_its_layout_of_our_modelopt(
+    program: Box, tmp_path: Path
+) -> None:
+    from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import (
+        ModelOptNvfp4Converter,
+    )
+
+    files = {}
+    for format in ("modelopt", "compressed-tensors"):
+        export_weights(program, format, tmp_path / format, progress=quiet)
+        source = open_tensors(tmp_path / format)
+        files[format] = {name: source.read(name) for name in source.names()}
+    suffix = ".weight_scale"
+    packed = [n.removesuffix(suffix) for n in files["modelopt"] if n.endswith(suffix)]
+    made = ModelOptNvfp4Converter(targets=[f"re:^{re.escape(name)}$" for name in packed])
+    converted, ours = made.process(dict(files["modelopt"])), files["compressed-tensors"]
+    assert converted.keys() == ours.keys()
+    for name, tensor in ours.items():
+        theirs = converted[name].reshape(tensor.shape)
+        assert theirs.dtype == tensor.dtype
+        assert torch.allclose(theirs.float(), tensor.float(), rtol=2e-7, atol=0), name
