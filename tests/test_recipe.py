@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from llvq.errors import RecipeError
-from llvq.recipe import BF16, BUILTIN, NVFP4, LinearRecipe, Recipe, load_recipe, recipe_from_dict
+from llvq.recipe import (
+    BF16,
+    BUILTIN,
+    NVFP4,
+    LinearRecipe,
+    Recipe,
+    load_recipe,
+    recipe_from_dict,
+)
 
 
 def written(folder: Path, text: str) -> str:
