@@ -24,7 +24,7 @@ Weights = dict[str, torch.Tensor]
 
 @pytest.fixture
 def trained(dit_config: DitConfig, tmp_path: Path) -> tuple[Weights, Weights, Weights]:
-    """Weights of a denoiser, a LoRA over the linears of its blocks, and both as PEFT merges them."""
+    """Weights of a denoiser, a LoRA over its blocks' linears, and both as PEFT merges them."""
     torch.manual_seed(0)
     model = CausalWanDit(dit_config)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,56 @@ def test_json_says_what_the_tables_say(invoke: Invoke, denoiser: Path, tmp_path:
     assert document["weights"]["bytes_after"] < document["weights"]["bytes_before"]
     assert any("no VAE found" in note for note in document["notes"])
     assert (tmp_path / document["program"] / "manifest.json").is_file()
+
+
+@pytest.fixture
+def lora(denoiser: Path, tmp_path: Path) -> Path:
+    """A LoRA of rank 2 in numbers that add up without rounding, and `merged/` with it merged."""
+    content = torch.load(denoiser, weights_only=True)
+    generator, name = content["generator"], "model.blocks.0.ffn.0.weight"
+    rows, columns = generator[name].shape
+    generator[name] = torch.randint(-8, 8, (rows, columns)).bfloat16()
+    torch.save(content, tmp_path / "base.pt")
+    b, a = torch.zeros(rows, 2), torch.zeros(2, columns)
+    b[1, 0] = b[3, 1] = a[0, 5] = a[1, 6] = 4.0
+    peft = "base_model.model.model.blocks.0.ffn.0"
+    tensors = {f"{peft}.lora_A.weight": a, f"{peft}.lora_B.weight": b}
+    torch.save({"generator_lora": tensors, "critic_lora": {}, "step": 5000}, tmp_path / "lora.pt")
+    generator[name][1, 5] += 32
+    generator[name][3, 6] += 32
+    (tmp_path / "merged").mkdir()
+    torch.save(content, tmp_path / "merged/base.pt")
+    for folder in (tmp_path, tmp_path / "merged"):
+        shutil.copy(denoiser.parent / "config.json", folder)
+    return tmp_path / "lora.pt"
+
+
+def test_a_lora_is_merged_first_and_the_manifest_says_so(invoke: Invoke, lora: Path) -> None:
+    typed = ("quantize", "base.pt", *SIZE, "--lora", lora, "--lora-alpha", "4", "-o", "a.nvfp4")
+    result = invoke(*typed)
+    assert result.exit_code == 0, result.stderr
+    assert "recognised: LoRA of rank 2 and alpha 4 over 1 linears" in result.stderr
+    assert invoke("quantize", "merged/base.pt", *SIZE, "-o", "b.nvfp4").exit_code == 0
+    one, other = (
+        json.loads((lora.parent / name / "manifest.json").read_text())
+        for name in ("a.nvfp4", "b.nvfp4")
+    )
+    (record,) = one["lora"]
+    assert other["lora"] == [] and record.pop("sha256")
+    assert record == {"name": "lora.pt", "rank": 2, "alpha": 4.0, "layers": 1}
+    assert one["files"] == other["files"]  # to the byte
+    shown = invoke("inspect", "a.nvfp4")
+    assert "lora.pt (rank 2, alpha 4, 1 linears)" in shown.stdout
+
+
+def test_a_lora_is_refused_twice_and_alone(invoke: Invoke, lora: Path) -> None:
+    twice = invoke("quantize", "base.pt", *SIZE, "--lora", lora, "--lora", lora)
+    assert twice.exit_code == 2 and "merged twice" in twice.stderr
+    alone = invoke("quantize", "lora.pt", *SIZE)
+    assert alone.exit_code == 2
+    assert "llvq quantize BASE --lora lora.pt" in alone.stderr.replace("\n", "")
+    alphas = invoke("quantize", "base.pt", *SIZE, "--lora-alpha", "4")
+    assert alphas.exit_code == 2 and "0 LoRAs were given, and 1 alphas" in alphas.stderr
 
 
 def test_stopping_early_prints_the_ir_and_writes_nothing(
