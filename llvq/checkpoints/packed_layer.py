@@ -17,7 +17,8 @@ from llvq.formats.nvfp4 import BLOCK
 from llvq.sources import TensorSource, TensorSpec
 
 TILE_ROWS, TILE_BLOCKS = 128, 4
-SIZES = 4
+# Later fouroversix has six numbers, one of which tells how the rest lies; LongLive's has four.
+SIZES = (4,)
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ def _sizes(source: TensorSource, name: str, layout: Layout, path: Path) -> tuple
     if layout.sizes is not None:
         stated = f"{name}.{layout.sizes}"
         shape = check_tensor(source, stated, torch.int32, path).shape
-        if len(shape) != 1 or shape[0] < SIZES:
+        if shape != SIZES:
             raise misfit(stated, shape, "[4]: N, K, padded N, padded K", path)
-        rows, columns, *padded = (int(n) for n in source.read(stated)[:SIZES])
+        rows, columns, *padded = (int(n) for n in source.read(stated))
         if padded != [height, 2 * half] or min(rows, columns) < 1:
             found = [rows, columns, *padded]
             raise misfit(stated, found, f"N, K, {height}, {2 * half}, as the codes are", path)

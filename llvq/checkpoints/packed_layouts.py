@@ -44,7 +44,7 @@ class Layout:
     (reciprocal), or is the largest magnitude (amax; the file names the rule that it is divided by).
     `inputs`: where the scale of the activations may be, the first that is there counts; an amax
     is divided by 6 * 448. `facts`: suffix -> name in llvq.calibration. `sizes`: int32
-    [N, K, padded N, padded K, ..]. `also`: what is known and not needed.
+    [N, K, padded N, padded K]. `also`: what is known and not needed.
     """
 
     name: str

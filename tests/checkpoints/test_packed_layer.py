@@ -193,7 +193,7 @@ def test_a_longlive_weight_is_cut_to_its_own_size() -> None:
         "quantized_weight_values": q.codes,
         "quantized_weight_scale_factors": nvfp4.swizzle_scales(q.scales),
         "quantized_weight_amax": q.global_scale.reshape(1) * 1536,
-        "quantized_weight_metadata": torch.tensor([100, 48, 128, 64, 1, 0], dtype=torch.int32),
+        "quantized_weight_metadata": torch.tensor([100, 48, 128, 64], dtype=torch.int32),
     }
     layer = opened(stored, "longlive-4o6", 100)
     assert layer.spec.shape == (100, 48)
@@ -234,7 +234,9 @@ def test_a_tensor_that_does_not_fit_is_named_with_what_was_expected(words: str) 
     assert caught.value.where == str(PATH) and caught.value.fix
 
 
-@pytest.mark.parametrize("sizes", [[48, 96, 128, 64], [0, 64, 128, 64], [128, 64, 128]])
+@pytest.mark.parametrize(
+    "sizes", [[48, 96, 128, 64], [0, 64, 128, 64], [128, 64, 128], [128, 64] * 2 + [1, 0]]
+)
 def test_sizes_that_are_not_those_of_the_codes(sizes: list[int]) -> None:
     stored = {
         "quantized_weight_values": torch.zeros(128, 32, dtype=torch.uint8),
