@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llvq.checkpoints.packed_layer import PackedLayer, open_layer, read_scalar
 from llvq.checkpoints.packed_layouts import Layout, Meaning
+from llvq.checkpoints.packed_markers import check_markers
 from llvq.checkpoints.packed_recognition import full_range, recognise
 from llvq.checkpoints.packed_scalars import decode_scale
 from llvq.errors import CheckpointError
@@ -39,6 +40,7 @@ def unpack(
     chosen = recognise(source, metadata, path, asked=layout)
     if chosen is None:
         return source, ()
+    check_markers(source, metadata, path)
     packed = PackedSource(source, chosen, path, full=full_range(chosen, metadata, path))
     return packed, (packed.note(),)
 

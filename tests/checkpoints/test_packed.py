@@ -261,7 +261,7 @@ def every_layout() -> dict[str, Tensor]:
         "a.weight": packed.codes,
         "a.weight_scale": tiles.reshape(128, 8),
         "a.weight_scale_2": packed.global_scale,
-        "a.comfy_quant": torch.zeros(4, dtype=torch.uint8),
+        "a.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8),
         "a.bias": torch.ones(48),
         "b.weight": torch.ones(3, 3),
     }
