@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -11,6 +12,9 @@ from llvq.errors import CheckpointError
 from llvq.sources import TensorSource, TensorSpec
 
 Config = TypeVar("Config")
+DIGITS = re.compile(r"[0-9]{1,10}")
+MAX_SIZE = 2**31
+MAX_JSON_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = read_json(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{name} is not readable JSON",
             where=str(file),
@@ -53,15 +57,24 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     return value
 
 
+def read_json(file: Path) -> Any:
+    """Raises OSError, ValueError (also for a file that no config or index is as large as),
+    RecursionError.
+    """
+    if (size := file.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"it has {size} bytes, more than {MAX_JSON_BYTES}")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def positive_int(value: object, *, key: str, where: Path) -> int:
     """`value`, an int above 0 or its digits. Errors: CheckpointError that names `key`."""
-    if isinstance(value, str) and value.isdecimal():
+    if isinstance(value, str) and DIGITS.fullmatch(value):
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < MAX_SIZE:
         return value
     raise CheckpointError(
-        f"{key} = {value!r} is not a size",
+        f"{key} = {str(value)[:40]!r} is not a size",
         where=str(where),
-        because="sizes are integers above 0",
+        because=f"sizes are integers above 0 and below {MAX_SIZE}",
         fix=f"correct {key} in the config beside the checkpoint",
     )

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from llvq.checkpoints.bundle import TEXT_FILES, TOKENIZER, TOKENIZER_FOLDERS, published_names
 from llvq.checkpoints.specs import dit_specs, vae_specs
-from llvq.checkpoints.text_names import TO_WAN, rename, text_specs
+from llvq.checkpoints.text_names import TABLE, text_specs
 from llvq.errors import CheckpointError
 from llvq.models.config import (
     SELF_FORCING_1_3B,
@@ -88,7 +88,7 @@ def write_random_checkpoint(folder: str | PathLike[str], config: ModelConfig, *,
         _write_vae(folder / vae_files[0], config.vae, seed=seed)
     if config.text is not None:
         weights = _random(text_specs(config.text), seed=seed)
-        torch.save({rename(k, TO_WAN): v for k, v in weights.items()}, folder / TEXT_FILES[0])
+        torch.save({TABLE.to_right(k): v for k, v in weights.items()}, folder / TEXT_FILES[0])
         _write_tokenizer(folder / TOKENIZER_FOLDERS[0] / TOKENIZER, config.text.vocab_size)
     return dit
 

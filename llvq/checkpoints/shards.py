@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from llvq.checkpoints.checkpoint import read_json
 from llvq.checkpoints.readable_file import check_readable
 from llvq.checkpoints.safetensors_file import SafetensorsSource
 from llvq.errors import CheckpointError
@@ -55,7 +55,7 @@ def refuse_one_shard(path: Path) -> None:
 def _indexed(index: Path) -> dict[str, str]:
     """Tensor -> file."""
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(index)["weight_map"]
         entries = {str(name): str(file) for name, file in weight_map.items()}
         if entries and all(_is_plain(name) for name in set(weight_map.values())):
             return entries

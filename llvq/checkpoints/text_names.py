@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 
+from llvq.checkpoints.name_table import NameTable
 from llvq.models.config import TextConfig
 
-# (name in Wan's file, name in transformers); {} is the layer.
-NAMES = (
-    ("token_embedding.weight", "shared.weight"),
-    ("blocks.{}.norm1.weight", "encoder.block.{}.layer.0.layer_norm.weight"),
-    ("blocks.{}.attn.q.weight", "encoder.block.{}.layer.0.SelfAttention.q.weight"),
-    ("blocks.{}.attn.k.weight", "encoder.block.{}.layer.0.SelfAttention.k.weight"),
-    ("blocks.{}.attn.v.weight", "encoder.block.{}.layer.0.SelfAttention.v.weight"),
-    ("blocks.{}.attn.o.weight", "encoder.block.{}.layer.0.SelfAttention.o.weight"),
+TABLE = NameTable(
+    "transformers'",
+    "Wan's own",
     (
-        "blocks.{}.pos_embedding.embedding.weight",
-        "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
+        ("shared.weight", "token_embedding.weight"),
+        ("encoder.block.{}.layer.0.layer_norm.weight", "blocks.{}.norm1.weight"),
+        ("encoder.block.{}.layer.0.SelfAttention.q.weight", "blocks.{}.attn.q.weight"),
+        ("encoder.block.{}.layer.0.SelfAttention.k.weight", "blocks.{}.attn.k.weight"),
+        ("encoder.block.{}.layer.0.SelfAttention.v.weight", "blocks.{}.attn.v.weight"),
+        ("encoder.block.{}.layer.0.SelfAttention.o.weight", "blocks.{}.attn.o.weight"),
+        (
+            "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight",
+            "blocks.{}.pos_embedding.embedding.weight",
+        ),
+        ("encoder.block.{}.layer.1.layer_norm.weight", "blocks.{}.norm2.weight"),
+        ("encoder.block.{}.layer.1.DenseReluDense.wi_0.weight", "blocks.{}.ffn.gate.0.weight"),
+        ("encoder.block.{}.layer.1.DenseReluDense.wi_1.weight", "blocks.{}.ffn.fc1.weight"),
+        ("encoder.block.{}.layer.1.DenseReluDense.wo.weight", "blocks.{}.ffn.fc2.weight"),
+        ("encoder.final_layer_norm.weight", "norm.weight"),
     ),
-    ("blocks.{}.norm2.weight", "encoder.block.{}.layer.1.layer_norm.weight"),
-    ("blocks.{}.ffn.gate.0.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_0.weight"),
-    ("blocks.{}.ffn.fc1.weight", "encoder.block.{}.layer.1.DenseReluDense.wi_1.weight"),
-    ("blocks.{}.ffn.fc2.weight", "encoder.block.{}.layer.1.DenseReluDense.wo.weight"),
-    ("norm.weight", "encoder.final_layer_norm.weight"),
 )
-TO_TRANSFORMERS = dict(NAMES)
-TO_WAN = {transformers: wan for wan, transformers in NAMES}
-LAYER = re.compile(r"(blocks|encoder\.block)\.(\d+)\.")
-
-
-def rename(name: str, table: Mapping[str, str]) -> str:
-    """`name` through TO_TRANSFORMERS or TO_WAN; unchanged if the table does not have it."""
-    layer = LAYER.match(name)
-    if layer is None:
-        return table.get(name, name)
-    pattern = f"{layer[1]}.{{}}.{name[layer.end() :]}"
-    return table[pattern].format(layer[2]) if pattern in table else name
+LAYER = re.compile(r"encoder\.block\.([0-9]{1,6})\.")
 
 
 def text_specs(config: TextConfig) -> dict[str, tuple[int, ...]]:
@@ -56,7 +48,7 @@ def text_specs(config: TextConfig) -> dict[str, tuple[int, ...]]:
         "shared": (config.vocab_size, dim),
     }
     specs: dict[str, tuple[int, ...]] = {}
-    for pattern in TO_WAN:
+    for pattern, _ in TABLE.rows:
         layers = range(config.num_layers) if "{}" in pattern else range(1)
         specs |= {pattern.format(layer): shapes[pattern.split(".")[-2]] for layer in layers}
     return specs

@@ -33,6 +33,8 @@ def test_json_beside_a_file_or_inside_a_folder(tmp_path: Path) -> None:
     [
         (b"{", "config.json is not readable JSON"),
         (b"\xff\xfe", "config.json is not readable JSON"),
+        (b"[" * 100_000, "config.json is not readable JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "config.json is not readable JSON"),
         (b"[1]", "config.json does not hold a JSON object"),
         (b"null", "config.json does not hold a JSON object"),
     ],
@@ -51,7 +53,9 @@ def test_sizes_are_numbers_or_their_digits(tmp_path: Path, value: object) -> Non
     assert positive_int(value, key="num_heads", where=tmp_path) == 3
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, True, None, "", "-3", "3.0", [3]])
+@pytest.mark.parametrize(
+    "value", [0, -1, 1.0, True, None, "", "-3", "3.0", [3], 2**31, "9" * 5000, 10**4000]
+)
 def test_what_is_no_size_names_its_key(tmp_path: Path, value: object) -> None:
     with pytest.raises(CheckpointError, match="is not a size") as caught:
         positive_int(value, key="num_heads", where=tmp_path)

@@ -5,18 +5,19 @@ from math import prod
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
-from llvq.checkpoints.text_names import TO_TRANSFORMERS, TO_WAN, rename, text_specs
+from llvq.checkpoints.text_names import TABLE, text_specs
 from llvq.models.config import TextConfig
 
 
 def test_the_table_goes_both_ways() -> None:
     for name in text_specs(TextConfig()):
-        assert rename(rename(name, TO_WAN), TO_TRANSFORMERS) == name
+        wan = TABLE.to_right(name)
+        assert wan is not None and wan != name and TABLE.to_left(wan) == name
 
 
-def test_unknown_names_stay_as_they_are() -> None:
+def test_unknown_names_are_none() -> None:
     for name in ("blocks.0.other", "x", "blocks.x.attn.q.weight"):
-        assert rename(name, TO_TRANSFORMERS) == name
+        assert TABLE.to_left(name) is None
 
 
 def test_the_names_and_shapes_are_those_of_transformers() -> None:
