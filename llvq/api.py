@@ -26,6 +26,7 @@ def quantize_checkpoint(
     tokenizer: str | PathLike[str] | None = None,
     num_heads: int | None = None,
     use_ema: bool = False,
+    layout: str | None = None,
     lora: Sequence[str | PathLike[str]] = (),
     lora_alpha: Sequence[float] = (),
     size: tuple[int, int] | None = None,
@@ -37,6 +38,7 @@ def quantize_checkpoint(
     """Quantize a checkpoint and what lies beside it; gives the path of the program.
 
     `out`: by default `<stem>.nvfp4` in the current folder. `size`: (height, width) in pixels.
+    `layout`: how linears that came packed lie in the file, where that leaves it open.
     `lora`: files whose LoRAs are merged in first; `lora_alpha`: what they do not say of themselves.
     `calibrate`: with what (state and result are kept in `<out>.calibration`); or `calibration`: the
     facts that were found before. `progress` is told (bytes written, bytes in all).
@@ -58,6 +60,7 @@ def quantize_checkpoint(
         tokenizer=tokenizer,
         num_heads=num_heads,
         use_ema=use_ema,
+        layout=layout,
         size=size,
         lora=lora,
         lora_alpha=lora_alpha,

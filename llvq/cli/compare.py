@@ -43,6 +43,7 @@ def compare(
     text_encoder: options.TextEncoderPath = None,
     num_heads: options.NumHeads = None,
     use_ema: options.UseEma = False,
+    layout: options.Layout = None,
     lora: options.LoraFiles = None,
     lora_alpha: options.LoraAlphas = None,
 ) -> None:
@@ -75,6 +76,7 @@ def compare(
             text_encoder=text_encoder,
             num_heads=num_heads,
             use_ema=use_ema,
+            layout=layout,
             lora=lora or (),
             lora_alpha=lora_alpha or (),
         )
