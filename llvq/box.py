@@ -16,6 +16,7 @@ import llvq
 from llvq import graphs
 from llvq.artifact import Box, BoxWriter
 from llvq.backends.base import Target
+from llvq.calibration import LayerFacts
 from llvq.checks import Checks, record_checks
 from llvq.compiler import Compiled, with_constants
 from llvq.parts import all_parts, without_text_encoder
@@ -122,7 +123,14 @@ def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[st
 
 def _record(record: WeightRecord) -> dict[str, Any]:
     kept: dict[str, Any] = {"op": record.op, "sources": list(record.sources)}
-    return kept | ({"block_rule": record.block_rule} if record.block_rule else {})
+    kept |= {"block_rule": record.block_rule} if record.block_rule else {}
+    kept |= {"factor": record.factor} if record.op == "scale" else {}
+    return kept | ({"facts": [_known(facts) for facts in record.facts]} if record.facts else {})
+
+
+def _known(facts: LayerFacts) -> dict[str, Any]:
+    """What is known of one source of a weight, without what is not."""
+    return {name: value for name, value in vars(facts).items() if value}
 
 
 def plain(value: Any) -> Any:

@@ -13,8 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llvq.calibration import LayerFacts
 from llvq.errors import FormatError
 from llvq.formats import nvfp4
+from llvq.residual import block_amax, residual_of
 from llvq.sources import PackedWeight, TensorSource, TensorSpec
 
 # Elements handled at once: 32 MiB of bf16, so that peak memory does not follow the largest weight.
@@ -25,18 +27,25 @@ CHUNK_ELEMENTS = 1 << 24
 class WeightRecord:
     """One target of the plan.
 
-    `copy` takes one source; `concat` joins sources along dim 0; `quantize` packs each source
-    [N, K] to NVFP4 with its own global scale and joins them along dim 0, giving the targets
+    `copy` takes one source; `concat` joins sources along dim 0; `multiply` is the product of
+    vectors; `scale` is one number times `factor`, fp32 [], and must be positive. `quantize` packs
+    each source [N, K] to NVFP4 with its own global scale and joins them along dim 0, giving
     `T.codes` uint8 [N, K/2], `T.scales` e4m3 [N, K/16] and `T.global_scale` fp32 [len(sources)].
-    A source that is NVFP4 already is taken over as it is, to the byte. `dtype` is what `copy` and
-    `concat` cast to (None keeps the source's); `block_rule` is for `quantize` alone.
+    A source that is NVFP4 already is taken over as it is, to the byte.
+
+    `dtype` is what `copy`, `concat` and `multiply` cast to (None keeps the source's);
+    `block_rule`, and `facts` with one entry per source or none at all, are for `quantize` alone.
+    Smoothing and low-rank branch, as the graph reads them in `dtype`, are taken out of a source
+    before it is packed; with `weight_amax` that is what each block is scaled for.
     """
 
     target: str
-    op: Literal["copy", "concat", "quantize"]
+    op: Literal["copy", "concat", "multiply", "scale", "quantize"]
     sources: tuple[str, ...]
     dtype: torch.dtype | None = None
     block_rule: str | None = None
+    facts: tuple[LayerFacts, ...] = ()
+    factor: float = 1.0
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -57,9 +66,17 @@ class Piece:
 def target_specs(record: WeightRecord, source: TensorSource) -> dict[str, TensorSpec]:
     """What carrying out the record will give, without reading a weight. Raises FormatError."""
     specs = [source.spec(name) for name in record.sources]
-    if record.op == "copy":
+    if record.op in ("copy", "scale"):
         if len(specs) != 1:
-            raise _misfit(record, f"copy takes one source, and this has {len(specs)}")
+            raise _misfit(record, f"{record.op} takes one source, and this has {len(specs)}")
+        if record.op == "scale":
+            if specs[0].shape or not specs[0].dtype.is_floating_point:
+                raise _misfit(record, f"a scale is one number, and this is {specs[0]}")
+            return {record.target: TensorSpec(torch.float32, ())}
+        return {record.target: TensorSpec(record.dtype or specs[0].dtype, specs[0].shape)}
+    if record.op == "multiply":
+        if any(len(spec.shape) != 1 or spec.shape != specs[0].shape for spec in specs):
+            raise _misfit(record, f"multiply takes vectors of one length, these are {specs}")
         return {record.target: TensorSpec(record.dtype or specs[0].dtype, specs[0].shape)}
     rows, width = _joined_shape(record, specs)
     if record.op == "concat":
@@ -90,6 +107,9 @@ def materialize(record: WeightRecord, source: TensorSource) -> dict[str, Tensor]
 def pieces(record: WeightRecord, source: TensorSource) -> Iterator[Piece]:
     """The targets of a record a few rows at a time, in row order for each target."""
     target_specs(record, source)
+    if record.op in ("scale", "multiply"):
+        yield Piece(record.target, 0, _computed(record, source))
+        return
     start = 0
     for index, name in enumerate(record.sources):
         if record.op == "quantize":
@@ -109,6 +129,23 @@ def _copied_pieces(
         yield Piece(record.target, start + first, values)
 
 
+def _computed(record: WeightRecord, source: TensorSource) -> Tensor:
+    """What a `scale` or a `multiply` gives, [] or [K]; it is small."""
+    dtype = target_specs(record, source)[record.target].dtype
+    values = torch.tensor(record.factor)
+    for name in record.sources:
+        read = source.read(name).to(dtype)
+        _check_finite(read, name, 0)
+        if record.op == "scale" and not read > 0:
+            raise FormatError(
+                f"tensor {name} is {float(read):g}, and a scale must be positive",
+                because="the layer saw nothing but zeros, or the calibration did not run",
+                fix="calibrate on inputs that reach this layer, or exclude it in the recipe",
+            )
+        values = values * read.float()
+    return values.to(dtype)
+
+
 def _quantized_pieces(
     record: WeightRecord, index: int, source: TensorSource, start: int
 ) -> Iterator[Piece]:
@@ -117,10 +154,16 @@ def _quantized_pieces(
     if packed := source.packed(name):
         yield from _adopted_pieces(record, index, packed, source.spec(name), start)
         return
-    g = nvfp4.global_scale(_amax(source, name), rule)
+    facts = record.facts[index] if record.facts else LayerFacts()
+    residual = residual_of(source, name, facts, record.dtype)
+    amax = _amax(residual, name)
+    if facts.weight_amax:
+        amax = torch.maximum(amax, _amax(source, facts.weight_amax).float())
+    g = nvfp4.global_scale(amax, rule)
     yield Piece(f"{record.target}.global_scale", index, g.reshape(1))
-    for first, rows in _row_chunks(source, name):
-        q = nvfp4.quantize(rows, block_rule=rule, global_scale=g)
+    for first, rows in _row_chunks(residual, name):
+        scaled_for = block_amax(source, facts.weight_amax, first, rows.shape[0])
+        q = nvfp4.quantize(rows, block_rule=rule, global_scale=g, block_amax=scaled_for)
         yield Piece(f"{record.target}.codes", start + first, q.codes)
         yield Piece(f"{record.target}.scales", start + first, q.scales)
 
@@ -195,6 +238,8 @@ def _joined_shape(record: WeightRecord, specs: Sequence[TensorSpec]) -> tuple[in
 
 def _check_quantizable(record: WeightRecord, specs: Sequence[TensorSpec]) -> None:
     _block_rule(record)
+    if record.facts and len(record.facts) != len(specs):
+        raise _misfit(record, f"facts about {len(record.facts)} of {len(specs)} sources")
     for name, spec in zip(record.sources, specs, strict=True):
         if len(spec.shape) != 2 or spec.shape[1] % nvfp4.BLOCK:
             raise _misfit(record, f"{name} is {spec.shape}, not [N, K] with K % {nvfp4.BLOCK} == 0")

@@ -26,15 +26,23 @@ def packed_like(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _quantize_fake(x: Tensor, block_rule: str) -> tuple[Tensor, Tensor, Tensor]:
+def _quantize_fake(
+    x: Tensor, block_rule: str, global_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     return packed_like(x)
 
 
 @op(fake=_quantize_fake, tolerance=EXACT)
-def quantize(x: Tensor, block_rule: str) -> tuple[Tensor, Tensor, Tensor]:
-    """NVFP4 codes [..., K/2], scales [..., K/16] and dynamic global scale [] of x [..., K]."""
-    codes, scales, global_scale = nvfp4.quantize(x, block_rule=block_rule)
-    return codes, scales, global_scale
+def quantize(
+    x: Tensor, block_rule: str, global_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """NVFP4 codes [..., K/2], scales [..., K/16] and global scale [] of x [..., K].
+
+    The global scale is that of x, or the static one that is given (fp32 []): what it cannot reach
+    saturates.
+    """
+    codes, scales, g = nvfp4.quantize(x, block_rule=block_rule, global_scale=global_scale)
+    return codes, scales, g.clone()  # A result must not be the argument itself.
 
 
 def _dequantize_fake(
@@ -93,26 +101,48 @@ def nvfp4_linear(
 
 
 def _norm_modulate_quantize_fake(
-    x: Tensor, scale: Tensor, shift: Tensor, eps: float, block_rule: str
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    block_rule: str,
+    global_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return packed_like(x)
 
 
 @op(fake=_norm_modulate_quantize_fake, tolerance=EXACT)
 def norm_modulate_quantize(
-    x: Tensor, scale: Tensor, shift: Tensor, eps: float, block_rule: str
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    eps: float,
+    block_rule: str,
+    global_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`quantize(norm_modulate(x, scale, shift, eps))`."""
-    return quantize.reference(norm_modulate.reference(x, scale, shift, eps), block_rule)
+    y = norm_modulate.reference(x, scale, shift, eps)
+    return quantize.reference(y, block_rule, global_scale)
 
 
 def _gelu_quantize_fake(
-    x: Tensor, approximate: str, block_rule: str
+    x: Tensor,
+    approximate: str,
+    block_rule: str,
+    global_scale: Tensor | None = None,
+    smooth: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return packed_like(x)
 
 
 @op(fake=_gelu_quantize_fake, tolerance=EXACT)
-def gelu_quantize(x: Tensor, approximate: str, block_rule: str) -> tuple[Tensor, Tensor, Tensor]:
-    """`quantize(gelu(x))`."""
-    return quantize.reference(F.gelu(x, approximate=approximate), block_rule)
+def gelu_quantize(
+    x: Tensor,
+    approximate: str,
+    block_rule: str,
+    global_scale: Tensor | None = None,
+    smooth: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`quantize(gelu(x) * smooth)`; `smooth` [K] is in the dtype of x, and may be left out."""
+    y = F.gelu(x, approximate=approximate)
+    return quantize.reference(y if smooth is None else y * smooth, block_rule, global_scale)

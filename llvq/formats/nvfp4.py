@@ -85,12 +85,19 @@ def amax_of(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def quantize(x: Tensor, *, block_rule: str = "max", global_scale: Tensor | None = None) -> Nvfp4:
+def quantize(
+    x: Tensor,
+    *,
+    block_rule: str = "max",
+    global_scale: Tensor | None = None,
+    block_amax: Tensor | None = None,
+) -> Nvfp4:
     """Quantize x [..., K], bf16, fp16 or fp32, along its last dimension.
 
     A given global scale is static: what it cannot reach saturates. `max` maps the largest
     magnitude of a block to 6; `four_over_six` maps it to 6 or to 4, `mse_sweep` to whatever a
-    small sweep of scales offers, whichever has the least squared error in the block.
+    small sweep of scales offers, whichever has the least squared error in the block. A given
+    `block_amax` [..., K/16] is what each block maps to 6 instead, and what exceeds it saturates.
 
     Raises FormatError for another dtype, K not a multiple of 16, or an unknown rule.
     """
@@ -105,7 +112,10 @@ def quantize(x: Tensor, *, block_rule: str = "max", global_scale: Tensor | None 
     for start in range(0, count, step):
         rows = slice(start, start + step)
         values = blocks_B16[rows].float()
-        scale_B = _choose_scale(values.abs(), g, block_rule)
+        if block_amax is None:
+            scale_B = _choose_scale(values.abs(), g, block_rule)
+        else:
+            scale_B = _round_e4m3(_ideal_scale(block_amax.reshape(-1)[rows].float(), g))
         scales[rows] = scale_B
         codes[rows] = _encode(values, scale_B, g)
     lead, width = x.shape[:-1], x.shape[-1]
@@ -174,9 +184,7 @@ def _segment_scales(scale_S: Tensor, segments: Sequence[int], scales: Tensor) ->
 
 def _choose_scale(magnitudes: Tensor, g: Tensor, block_rule: str) -> Tensor:
     """The scale of each block, fp32 values of the E4M3 grid, [B]; ties go to the max rule."""
-    amax_B = magnitudes.amax(-1)
-    ideal = (amax_B / E2M1_MAX).mul_(g.reciprocal())
-    ideal.add_(amax_B - amax_B)  # Inf - Inf is NaN; everything else stays as it is
+    ideal = _ideal_scale(magnitudes.amax(-1), g)
     best = _round_e4m3(ideal)
     if block_rule == "max":
         return best
@@ -187,6 +195,12 @@ def _choose_scale(magnitudes: Tensor, g: Tensor, block_rule: str) -> Tensor:
         best = torch.where(better, scale, best)
         best_error = torch.minimum(error, best_error)
     return best
+
+
+def _ideal_scale(amax_B: Tensor, g: Tensor) -> Tensor:
+    """The scale that maps each of these magnitudes to 6, not rounded yet; NaN for NaN and Inf."""
+    ideal = (amax_B / E2M1_MAX).mul_(g.reciprocal())
+    return ideal.add_(amax_B - amax_B)  # Inf - Inf is NaN; everything else stays as it is
 
 
 def _other_scales(ideal: Tensor, base: Tensor, block_rule: str) -> list[Tensor]:

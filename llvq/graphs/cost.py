@@ -8,9 +8,13 @@ import torch
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
-LINEARS = ("aten.linear.default", "llvq.nvfp4_linear.default")
+LINEARS = ("aten.linear.default", "llvq.nvfp4_linear.default", "llvq.nvfp4_linear_lowrank.default")
 CONVOLUTIONS = ("aten.conv2d.default", "aten.conv3d.default")
-ATTENTIONS = ("llvq.attention.default", "llvq.paged_attention.default")
+ATTENTIONS = (
+    "llvq.attention.default",
+    "llvq.paged_attention.default",
+    "llvq.paged_attention_kept.default",
+)
 
 
 def macs(gm: GraphModule) -> int:
@@ -22,7 +26,14 @@ def node_macs(node: Node) -> int:
     """Multiply-accumulates of one call; 0 for anything that is not a matrix product."""
     name = str(node.target)
     if name in LINEARS:
-        return _numel(node) * _shape(node.args[0])[-1] * (2 if name == LINEARS[1] else 1)
+        features = _shape(node.args[0])[-1] * (2 if name in LINEARS[1:] else 1)
+        rank = _shape(node.args[8])[1] if name == LINEARS[2] else 0
+        return _numel(node) * (features + rank)
+    if name == "llvq.lowrank_add.default":
+        x, rank = _shape(node.args[1]), _shape(node.args[2])[0]
+        return (torch.Size(x).numel() + _numel(node)) * rank
+    if name == "llvq.quantize_lowrank.default":
+        return torch.Size(_shape(node.args[0])).numel() * _shape(node.args[1])[0]
     if name in CONVOLUTIONS:
         weight = _shape(node.args[1])
         return _numel(node) * (torch.Size(weight).numel() // weight[0])

@@ -6,9 +6,11 @@ A pass is a function `(program, context) -> books` that climbs at most one rung 
 import llvq.dialect  # noqa: F401  patterns name ops of the dialect, so it is registered first
 from llvq.passes.cache_attention import cache_attention
 from llvq.passes.canonicalize import canonicalize
+from llvq.passes.fold_smoothing import fold_smoothing
 from llvq.passes.fuse_gate_residual import fuse_gate_residual
 from llvq.passes.fuse_gelu_quantize import fuse_gelu_quantize
 from llvq.passes.fuse_linear import fuse_linear
+from llvq.passes.fuse_lowrank import fuse_lowrank
 from llvq.passes.fuse_norm_quantize import fuse_norm_quantize
 from llvq.passes.insert_quantize import insert_quantize
 from llvq.passes.manager import Options, Pass, Report, Result, check_tolerances, run
@@ -25,10 +27,12 @@ PIPELINE = (
     Pass(raise_norm_modulate, Level.CAPTURED, "exact", optional=True),
     Pass(raise_qk_norm_rope, Level.CANONICAL, "exact"),
     Pass(insert_quantize, Level.QUANTIZED, "rounds"),
+    Pass(fold_smoothing, Level.QUANTIZED, "rounds", optional=True),
     Pass(fuse_norm_quantize, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_gelu_quantize, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_gate_residual, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_linear, Level.FUSED, "exact"),
+    Pass(fuse_lowrank, Level.FUSED, "exact", optional=True),
     Pass(cache_attention, Level.CACHED, "rounds", whole=True),
     Pass(split_stages, Level.STAGED, "exact", whole=True),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -28,6 +29,10 @@ class Builder:
                 node.meta[key] = self.root.meta[key]
         node.meta["custom"] = {"llvq": dict(self.note)}
         return node
+
+    def parts(self, made: Node, count: int) -> tuple[Node, ...]:
+        """The results of a call that gives several."""
+        return tuple(self.call(operator.getitem, made, i) for i in range(count))
 
     def reshape(self, x: Node, shape: tuple[int, ...] | list[int]) -> Node:
         """`x` as `shape`; `x` itself, or what it was reshaped from, where that has the shape."""

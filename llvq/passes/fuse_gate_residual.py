@@ -19,6 +19,7 @@ from llvq.program import Program
 
 aten = torch.ops.aten
 
+LINEARS = (aten.linear.default, torch.ops.llvq.lowrank_add.default)
 Y = maybe(aten.to.dtype, Var("y"), dtype=torch.float32)
 GROUPED = maybe(aten.reshape.default, Y, shape=Literal("grouped"))
 GATED = call(aten.mul.Tensor, GROUPED, Var("gate"), bind="gated")
@@ -36,7 +37,7 @@ def is_gate(node: Node) -> bool:
     if not is_call(node, aten.mul.Tensor) or len(shape(node)) < 3:
         return False
     for y, gate in (node.args, node.args[::-1]):
-        if is_call(_behind(y), aten.linear.default) and _is_vector(gate, shape(node)):
+        if is_call(_behind(y), *LINEARS) and _is_vector(gate, shape(node)):
             return any(is_call(user, aten.add.Tensor) for user in _ahead(node))
     return False
 

@@ -17,6 +17,7 @@ from llvq.matcher import match
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, dtype, finish, is_call, shape
 from llvq.passes.insert_quantize import packed_weight
+from llvq.passes.layer_facts import NO_FACTS
 from llvq.passes.rules import Context
 from llvq.pattern import Literal, Match, Var, call
 from llvq.program import Program
@@ -111,11 +112,24 @@ def _stack(
         return weight, found.get("bias")
     stacked = stacked_name(names)
     records = [program.weights[name] for name in names]
-    sources = tuple(source for record in records for source in record.sources)
-    program.weights[stacked] = replace(records[0], target=stacked, sources=sources)
+    program.weights[stacked] = _stack_records(stacked, records)
     columns = shape(group[0]["w_codes"])[1] * 2
     weight = packed_weight(builder, stacked, sum(rows), columns, len(group))
     return weight, _stack_bias(program, builder, group, stacked)
+
+
+def _stack_records(stacked: str, records: list[WeightRecord]) -> WeightRecord:
+    """One record of all sources, with what is known of each; siblings compute in one dtype."""
+    sources = tuple(source for record in records for source in record.sources)
+    facts = tuple(known for record in records for known in record.facts or (NO_FACTS,))
+    kind = next((record.dtype for record in records if record.dtype), None)
+    return replace(
+        records[0],
+        target=stacked,
+        sources=sources,
+        dtype=kind,
+        facts=facts if any(known != NO_FACTS for known in facts) else (),
+    )
 
 
 def _stack_bias(

@@ -8,8 +8,9 @@ from torch.fx import Node
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, is_call
 from llvq.passes.insert_quantize import layer_name
+from llvq.passes.layer_facts import given, readers
 from llvq.passes.rules import Context, Rule, apply_rules
-from llvq.pattern import Literal, Match, Var, call
+from llvq.pattern import Literal, Match, Var, call, either
 from llvq.program import Program
 from llvq.recipe import Recipe
 
@@ -23,10 +24,18 @@ def feeds_quantize(node: Node, producer: object) -> bool:
     )
 
 
-def feeds_excluded(node: Node, recipe: Recipe) -> str | None:
-    """The glob that keeps a linear which reads this value too, so that it must stay as it is."""
-    linears = (user for user in node.users if is_call(user, torch.ops.aten.linear.default))
-    return next((g for linear in linears if (g := recipe.excluded_by(layer_name(linear)))), None)
+def kept_apart(node: Node, recipe: Recipe) -> str | None:
+    """Why a value must stay beside what quantizes it: the glob that keeps a linear which reads it
+    too, or another such reader. None if nothing else reads it."""
+    reads = readers(node)
+    linears = (user for user in reads if is_call(user, torch.ops.aten.linear.default))
+    glob = next((g for linear in linears if (g := recipe.excluded_by(layer_name(linear)))), None)
+    if glob is not None:
+        return glob
+    if any(is_call(user, llvq.lowrank_add.default) for user in reads):
+        return "a low-rank branch reads it too"
+    quantizes = sum(is_call(user, llvq.quantize.default) for user in reads)
+    return "it is quantized in more than one way" if quantizes > 1 else None
 
 
 def is_norm_before_quantize(node: Node) -> bool:
@@ -35,8 +44,12 @@ def is_norm_before_quantize(node: Node) -> bool:
 
 
 def build_norm_quantize(found: Match, b: Builder) -> Node:
-    names = ("x", "scale", "shift", "eps", "block_rule")
-    return b.call(llvq.norm_modulate_quantize.default, *(found[name] for name in names))
+    values = (found[name] for name in ("x", "scale", "shift", "eps", "block_rule"))
+    static = given(global_scale=found.get("global_scale"))
+    return b.call(llvq.norm_modulate_quantize.default, *values, **static)
+
+
+STATIC_SCALE = either(Var("global_scale"), None)
 
 
 RULES = (
@@ -47,9 +60,10 @@ RULES = (
             llvq.quantize.default,
             call(llvq.norm_modulate.default, Var("x"), Var("scale"), Var("shift"), Literal("eps")),
             Literal("block_rule"),
+            global_scale=STATIC_SCALE,
         ),
         build=build_norm_quantize,
-        excluded=feeds_excluded,
+        excluded=kept_apart,
     ),
 )
 

@@ -47,6 +47,29 @@ def test_quantize_is_the_format(
     assert found[1].shape == (*shape[:-1], shape[-1] // 16)
 
 
+@RULES
+@pytest.mark.parametrize("g", [1e-4, 2e-3, 1.0])
+def test_quantize_with_a_static_scale_is_the_format(
+    check_op: Any, randn: Any, block_rule: str, g: float
+) -> None:
+    """Too small a scale saturates, too large a one loses small values; neither is an error."""
+    x, scale = randn(7, 48), torch.tensor(g)
+    found = check_op(quantize, x, block_rule, scale)
+    assert same(found, tuple(nvfp4.quantize(x, block_rule=block_rule, global_scale=scale)))
+    assert found[2] == scale and found[2].data_ptr() != scale.data_ptr()
+
+
+@pytest.mark.parametrize("times", [1.0, 4.0, 0.5])
+def test_quantize_with_a_static_scale_is_that_of_modelopt(randn: Any, times: float) -> None:
+    """Block scales that the static scale cannot reach saturate there as here."""
+    oracle = pytest.importorskip("modelopt.torch.quantization.qtensor").NVFP4QTensor
+    x = randn(24, 64)
+    scale = x.abs().amax() / (6 * 448) * times
+    codes, scales, _ = quantize.overload(x, "max", scale)
+    packed, wanted, _ = oracle.quantize(x.clone(), 16, weights_scaling_factor_2=scale)
+    assert same((codes, scales), (packed._quantized_data, wanted))
+
+
 def test_quantize_of_a_strided_view(check_op: Any, randn: Any) -> None:
     x = randn(5, 4, 32).transpose(0, 1)
     assert same(check_op(quantize, x, "max"), quantize.reference(x.contiguous(), "max"))
@@ -133,9 +156,10 @@ def test_norm_modulate_quantize_is_its_parts(
 ) -> None:
     x = randn(1, tokens, 48, dtype=dtype)
     scale, shift = (randn(1, groups, 48, dtype=modulation) for _ in range(2))
-    found = check_op(norm_modulate_quantize, x, scale, shift, 1e-6, "four_over_six")
-    parts = quantize.overload(norm_modulate.overload(x, scale, shift, 1e-6), "four_over_six")
-    assert same(found, parts)
+    for static in (None, torch.tensor(2e-3)):
+        found = check_op(norm_modulate_quantize, x, scale, shift, 1e-6, "four_over_six", static)
+        y = norm_modulate.overload(x, scale, shift, 1e-6)
+        assert same(found, quantize.overload(y, "four_over_six", static))
 
 
 @DTYPES
@@ -145,5 +169,9 @@ def test_gelu_quantize_is_its_parts(
     check_op: Any, randn: Any, dtype: torch.dtype, approximate: str, tokens: int
 ) -> None:
     x = randn(1, tokens, 48, dtype=dtype)
-    found = check_op(gelu_quantize, x, approximate, "four_over_six")
-    assert same(found, quantize.overload(F.gelu(x, approximate=approximate), "four_over_six"))
+    y = F.gelu(x, approximate=approximate)
+    for smooth in (None, randn(48, dtype=dtype)):
+        for static in (None, torch.tensor(2e-3)):
+            found = check_op(gelu_quantize, x, approximate, "four_over_six", static, smooth)
+            wanted = y if smooth is None else y * smooth
+            assert same(found, quantize.overload(wanted, "four_over_six", static))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llvq import graphs
+from llvq.calibration import Calibration, calibration_of
 from llvq.capture import from_exported
 from llvq.passes.books import Book, refuse_misses
 from llvq.passes.rules import Context
@@ -24,6 +25,8 @@ Export = Callable[..., Program]
 Apply = Callable[..., list[Book]]
 Evaluate = Callable[..., tuple[Tensor, ...]]
 Golden = Callable[[str, Program], None]
+FactsOf = Callable[..., dict[str, Tensor]]
+Calibrate = Callable[[nn.Module, Mapping[str, Tensor]], Calibration]
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -46,10 +49,15 @@ def apply() -> Apply:
     Every recorded shape and dtype is compared with what the graph computes after every pass.
     """
 
-    def run(program: Program, *passes: Any, recipe: Recipe = NVFP4) -> list[Book]:
+    def run(
+        program: Program,
+        *passes: Any,
+        recipe: Recipe = NVFP4,
+        calibration: Calibration | None = None,
+    ) -> list[Book]:
         books: list[Book] = []
         for function in passes:
-            books = function(program, Context(recipe))
+            books = function(program, Context(recipe, calibration=calibration or {}))
             refuse_misses(function.__name__.replace("_", "-"), books, tolerable=True)
             verify(program)
         return books
@@ -59,11 +67,19 @@ def apply() -> Apply:
 
 @pytest.fixture
 def evaluate() -> Evaluate:
-    """Run the one graph of a program on real tensors, its weights made by the plan."""
+    """Run the one graph of a program on real tensors, its weights made by the plan.
 
-    def run(program: Program, module: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    `facts`: tensors that the checkpoint holds beside the module's own.
+    """
+
+    def run(
+        program: Program,
+        module: nn.Module,
+        *inputs: Tensor,
+        facts: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-        source = DictSource({**state, **program.constants})
+        source = DictSource({**state, **program.constants, **(facts or {})})
         made: dict[str, Tensor] = {}
         for record in program.weights.values():
             made |= materialize(record, source)
@@ -101,3 +117,42 @@ def count() -> Callable[[Program, str], int]:
         return sum(n for name, n in program.op_counts().items() if name.rsplit(".", 1)[0] == op)
 
     return calls
+
+
+@pytest.fixture
+def facts_of() -> FactsOf:
+    """Facts about linears as a calibration would give them, by layer: some of `static`, `smooth`
+    and `branch`. Layers that are `alike` read one value, and share scale and smoothing."""
+
+    def make(
+        module: nn.Module, kinds: Mapping[str, str], *, alike: bool = True, rank: int = 4
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for number, (layer, kind) in enumerate(kinds.items()):
+            rows, columns = module.get_submodule(layer).weight.shape
+            of_input = torch.Generator().manual_seed(columns if alike else columns + number)
+            own = torch.Generator().manual_seed(number)
+            smooth = torch.rand(columns, generator=of_input) * 1.8 + 0.1
+            facts = {
+                "static": {"input_scale": (smooth[0] + 3.0) / (6 * 448)},
+                "smooth": {"pre_quant_scale": smooth},
+                "branch": {
+                    "lora_down": torch.randn(rank, columns, generator=own) * 0.2,
+                    "lora_up": torch.randn(rows, rank, generator=own) * 0.2,
+                },
+            }
+            for part in kind.split():
+                found |= {f"{layer}.{name}": tensor for name, tensor in facts[part].items()}
+        return found
+
+    return make
+
+
+@pytest.fixture
+def calibrate() -> Calibrate:
+    """What a checkpoint of the module with these facts beside it says."""
+
+    def make(module: nn.Module, facts: Mapping[str, Tensor]) -> Calibration:
+        return calibration_of(DictSource({**module.state_dict(), **facts}))
+
+    return make

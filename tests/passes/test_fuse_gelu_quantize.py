@@ -42,16 +42,46 @@ def test_a_gelu_that_something_else_reads_is_a_miss(export, apply):
     assert "gelu has 2 users" in str(caught.value) and "another is output" in str(caught.value)
 
 
+class Gated(nn.Module):
+    """A GELU times something that is no smoothing, though quantized next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(E, 64), nn.Linear(E, 64), nn.Linear(64, E)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.down(nn.functional.gelu(self.up(x)) * self.gate(x)),)
+
+
+def test_a_gelu_that_gates_is_no_site(export, apply):
+    program = export(Gated(), sample(3))
+    (book,) = apply(program, *BEFORE, fuse_gelu_quantize)
+    assert book.sites == 0
+
+
+def test_a_branch_keeps_it_apart(export, apply, facts_of, calibrate):
+    module = Mlp()
+    known = calibrate(module, facts_of(module, {"down": "static smooth branch"}))
+    program = export(module, sample(3))
+    (book,) = apply(program, *BEFORE, fuse_gelu_quantize, calibration=known)
+    assert (book.sites, dict(book.excluded)) == (1, {"a low-rank branch reads it too": 1})
+
+
+@pytest.mark.parametrize("kind", ["", "static", "smooth", "static smooth"])
 @pytest.mark.parametrize("approximate", ["tanh", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [3, 20])
-def test_keeps_the_numbers(tokens, dtype, approximate, export, apply, evaluate):
+def test_keeps_the_numbers(
+    tokens, dtype, approximate, kind, export, apply, evaluate, facts_of, calibrate
+):
     module, x = Mlp(approximate).to(dtype), sample(tokens, dtype)
+    facts = facts_of(module, {"down": kind})
     program = export(module, x)
-    apply(program, *BEFORE)
-    before = evaluate(program, module, x)
-    apply(program, fuse_gelu_quantize)
-    assert torch.equal(evaluate(program, module, x)[0], before[0])
+    apply(program, *BEFORE, calibration=calibrate(module, facts))
+    before = evaluate(program, module, x, facts=facts)
+    (book,) = apply(program, fuse_gelu_quantize)
+    assert (book.sites, book.hits) == (1, 1)
+    assert torch.equal(evaluate(program, module, x, facts=facts)[0], before[0])
 
 
 def test_is_idempotent(export, apply):

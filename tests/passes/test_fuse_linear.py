@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llvq.calibration import LayerFacts
 from llvq.passes.canonicalize import canonicalize
 from llvq.passes.fuse_linear import fuse_linear, stacked_name
 from llvq.passes.insert_quantize import insert_quantize
@@ -62,6 +63,16 @@ def test_rewrites(export, apply, golden):
     assert program.weights["q_k_v"].sources == ("q.weight", "k.weight", "v.weight")
     assert set(program.weights) == {"q_k_v", "q_k_v.bias"}
     golden("fuse_linear", program)
+
+
+def test_a_stack_keeps_what_is_known_of_each(export, apply, facts_of, calibrate):
+    module = Projections()
+    known = calibrate(module, facts_of(module, {"q": "branch", "v": "branch"}))
+    program = export(module, sample(3))
+    apply(program, *BEFORE, fuse_linear, calibration=known)
+    record = program.weights["q_k_v"]
+    assert record.facts == (known["q"], LayerFacts(), known["v"])
+    assert record.dtype == torch.float32
 
 
 def test_layers_are_not_stacked_with_each_other(export, apply, count):

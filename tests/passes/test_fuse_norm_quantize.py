@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llvq.passes.canonicalize import canonicalize
+from llvq.passes.fold_smoothing import fold_smoothing
 from llvq.passes.fuse_norm_quantize import fuse_norm_quantize
 from llvq.passes.insert_quantize import insert_quantize
 from llvq.passes.raise_norm_modulate import raise_norm_modulate
@@ -55,15 +56,42 @@ def test_a_norm_that_no_quantize_reads_is_no_site(export, apply):
     assert book.sites == 0
 
 
+APART = {
+    "a low-rank branch reads it too": {"q": "static branch", "k": "static"},
+    "it is quantized in more than one way": {"q": "static"},
+}
+
+
+@pytest.mark.parametrize("reason", APART)
+def test_a_norm_that_is_read_in_two_ways_stays(reason, export, apply, facts_of, calibrate):
+    module = Modulated()
+    known = calibrate(module, facts_of(module, APART[reason]))
+    program = export(module, *sample(3))
+    (book,) = apply(program, *BEFORE, fuse_norm_quantize, calibration=known)
+    assert (book.sites, book.hits, dict(book.excluded)) == (1, 0, {reason: 1})
+
+
+def test_smoothing_is_folded_before(export, apply, facts_of, calibrate, count):
+    module = Modulated()
+    known = calibrate(module, facts_of(module, dict.fromkeys("qk", "static smooth")))
+    program = export(module, *sample(3))
+    (book,) = apply(program, *BEFORE, fold_smoothing, fuse_norm_quantize, calibration=known)
+    assert book.hits == 1 and count(program, "llvq.norm_modulate_quantize") == 1
+
+
+@pytest.mark.parametrize("kind", ["", "static"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [3, 20])
-def test_keeps_the_numbers(tokens, dtype, export, apply, evaluate):
+def test_keeps_the_numbers(tokens, dtype, kind, export, apply, evaluate, facts_of, calibrate):
     module, inputs = Modulated().to(dtype), sample(tokens, dtype)
+    facts = facts_of(module, dict.fromkeys("qk", kind))
     program = export(module, *inputs)
-    apply(program, *BEFORE)
-    before = evaluate(program, module, *inputs)
-    apply(program, fuse_norm_quantize)
-    for found, wanted in zip(evaluate(program, module, *inputs), before, strict=True):
+    apply(program, *BEFORE, calibration=calibrate(module, facts))
+    before = evaluate(program, module, *inputs, facts=facts)
+    (book,) = apply(program, fuse_norm_quantize)
+    assert book.hits == 1
+    after = evaluate(program, module, *inputs, facts=facts)
+    for found, wanted in zip(after, before, strict=True):
         assert torch.equal(found, wanted)
 
 
