@@ -12,9 +12,16 @@ import pytest
 import torch
 
 from llvq.artifact import Box
+from llvq.box import write_program
+from llvq.calibration import calibration_of
 from llvq.checkpoints.longlive import read_dit
 from llvq.checkpoints.source import open_tensors
+from llvq.compiler import compile_model
 from llvq.errors import RecipeError
+from llvq.models.config import ModelConfig
+from llvq.recipe import NVFP4
+from llvq.runtime.load import open_checked
+from llvq.sources import DictSource
 from llvq.weight_export import export as module
 from llvq.weight_export.export import Exported, export_weights
 from llvq.weight_export.formats import TOOLS
@@ -179,3 +186,29 @@ def test_compressed_tensors_own_converter_makes_its_layout_of_our_modelopt(
         theirs = converted[name].reshape(tensor.shape)
         assert theirs.dtype == tensor.dtype
         assert torch.allclose(theirs.float(), tensor.float(), rtol=2e-7, atol=0), name
+
+
+def test_a_program_with_static_scales_is_what_lightx2v_needs(
+    tiny_config: ModelConfig, weights: DictSource, tmp_path: Path
+) -> None:
+    """Through the compiler: layers that read one input share a scale, and each gets it back."""
+    linears = [n for n in weights.names() if n.startswith("dit.blocks.") and ".weight" in n]
+    layers = [n.removesuffix(".weight") for n in linears if len(weights.spec(n).shape) == 2]
+    scales = {layer: torch.tensor(scale_of(layer)) for layer in layers}
+    tensors = {name: weights.read(name) for name in weights.names()}
+    source = DictSource(tensors | {f"{k}.input_scale": v for k, v in scales.items()})
+    compiled = compile_model(tiny_config, NVFP4, calibration=calibration_of(source))
+    write_program(compiled, source, tmp_path / "p.nvfp4")
+    opened = open_checked(tmp_path / "p.nvfp4", kinds=("program",))
+    export_weights(opened, "lightx2v", tmp_path / "m.safetensors", progress=quiet)
+    seen = read_dit(tmp_path / "m.safetensors", num_heads=2).tensors
+    for layer, scale in scales.items():
+        found = seen.read(f"{layer.removeprefix('dit.')}.input_scale")
+        assert torch.allclose(found, scale, rtol=3e-7, atol=0), layer
+
+
+def scale_of(layer: str) -> float:
+    """Equal for siblings that read one value."""
+    shared = re.sub(r"self_attn\.[qkv]$", "self_attn.qkv", layer)
+    shared = re.sub(r"blocks\.\d+\.cross_attn\.[kv]$", "cross_attn.kv", shared)
+    return 0.001 + len(shared) / 1000 + sum(map(ord, shared)) / 1e6
