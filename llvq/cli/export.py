@@ -95,7 +95,8 @@ def export(
         typer.Option("--no-text-encoder", help="box: it runs prompts that `llvq encode` cached."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Default: STEM.FORMAT in this folder.")
+        Path | None,
+        typer.Option("-o", "--out", help="Default: named after PROGRAM, in this folder."),
     ] = None,
     force: options.Force = False,
     json: options.Json = False,

@@ -14,6 +14,7 @@ import torch
 from llvq.backends.onnx import encodings, quantization
 from llvq.backends.onnx.records import Value
 from llvq.backends.onnx.translation import Translator
+from llvq.errors import TargetError
 from llvq.formats import nvfp4
 from llvq.formats.kv import BLOCK_RULE
 
@@ -120,3 +121,14 @@ FORMATS = {
     "fp8": PageFormat(read_fp8, write_fp8),
     "nvfp4": PageFormat(read_nvfp4, write_nvfp4),
 }
+
+
+def page_format(name: str) -> PageFormat:
+    """Raises TargetError for a format of llvq that has no translation."""
+    if name not in FORMATS:
+        raise TargetError(
+            f"KV pages are {name}",
+            because=f"pages have a translation to ONNX that are {', '.join(FORMATS)}",
+            fix='quantize again with a recipe that has [kv] format = "nvfp4"',
+        )
+    return FORMATS[name]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llvq.backends.onnx.model_ops import attention, rope
-from llvq.backends.onnx.page_formats import FORMATS
+from llvq.backends.onnx.page_formats import page_format
 from llvq.backends.onnx.records import Value
 from llvq.backends.onnx.translation import Operand, Translator
 
@@ -42,7 +42,7 @@ def history(
 ) -> Value:  # fmt: skip
     """K (0) or V (1) of one layer in the slots of a table, [1, T * N, H, D]."""
     parts = [_slots(t, page, table, layer, which) for page in pages]
-    read = FORMATS[kv_format].read(t, parts)
+    read = page_format(kv_format).read(t, parts)
     return t.b.cast(t.b.reshape(read, (1, None, *like.shape[2:])), like.dtype)
 
 
@@ -53,7 +53,7 @@ def write_page(
     for which, x in enumerate((k, v)):
         value = t.value(x)
         chunk = t.b.reshape(value, value.shape[1:])
-        t.written[layer, which] = FORMATS[kv_format].write(t, chunk)
+        t.written[layer, which] = page_format(kv_format).write(t, chunk)
 
 
 def rows(t: Translator, x: Value, start: Value, end: Value, count: int | None) -> Value:

@@ -35,6 +35,7 @@ from llvq.sources import DictSource
 
 Values = dict[str, Tensor]
 Array = NDArray[Any]
+Make = Callable[[ModelConfig, Recipe], "Program"]
 FP32 = replace(NVFP4, dtype="float32")
 MAX = replace(FP32, linear=replace(NVFP4.linear, activation_rule="max"))
 
@@ -148,7 +149,7 @@ def random_input(spec: InputSpec, random: torch.Generator) -> Tensor:
 def make_program(
     tmp_path_factory: pytest.TempPathFactory,
     make_weights: Callable[[ModelConfig], DictSource],
-) -> Callable[[ModelConfig, Recipe], Program]:
+) -> Make:
     """Compile, write, and open again. Text is left out."""
 
     def make(config: ModelConfig, recipe: Recipe) -> Program:
@@ -165,18 +166,40 @@ def make_program(
 
 
 @pytest.fixture(scope="session")
-def in_fp32(
-    make_program: Callable[[ModelConfig, Recipe], Program], whole_config: ModelConfig
-) -> Program:
+def in_fp32(make_program: Make, whole_config: ModelConfig) -> Program:
     """The default recipe in fp32: the same codes, and nothing else rounded."""
     return make_program(whole_config, FP32)
 
 
 @pytest.fixture(scope="session")
-def in_bf16(
-    make_program: Callable[[ModelConfig, Recipe], Program], whole_config: ModelConfig
-) -> Program:
+def in_bf16(make_program: Make, whole_config: ModelConfig) -> Program:
     return make_program(whole_config, NVFP4)
+
+
+@pytest.fixture(scope="session")
+def of_max(make_program: Make, tiny_config: ModelConfig) -> Program:
+    """The denoiser alone, its activations by the max rule."""
+    return make_program(tiny_config, MAX)
+
+
+WINDOWS = ([], [1], [2, 0, 1])
+
+
+def worst(program: Program, folder: Path, stage: str, **changed: torch.Tensor) -> float:
+    """The largest relative L2 distance among the outputs of a stage."""
+    wanted = program.wanted(stage, **changed)
+    found = program.run(folder, stage, **changed)
+    assert set(found) == set(wanted)
+    return max(error(found[name], tensor) for name, tensor in wanted.items())
+
+
+def check_all(program: Program, folder: Path, limit: float) -> None:
+    for stage in ("condition", "modulate", "decode_first", "decode"):
+        if stage in program.runtime.stages:
+            assert worst(program, folder, stage) < limit, stage
+    for window in WINDOWS:
+        table = torch.tensor(window, dtype=torch.int64)
+        assert worst(program, folder, "denoise", page_table=table) < limit, window
 
 
 class Recorder(Interpreter):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from torch import Tensor
 
 from llvq.backends.onnx.dialects import DIALECTS
-from llvq.backends.onnx.elements import FP4
+from llvq.backends.onnx.elements import ELEMENT_TYPES, FP4
 from llvq.backends.onnx.records import Value
 from llvq.backends.onnx.translate import OnnxGraph
+from llvq.formats import nvfp4
 from tests.backends.onnx.conftest import translated
 from tests.backends.onnx.test_nvfp4_ops import linear, rand, there_and_back
 
@@ -38,6 +41,54 @@ def test_a_weight_is_fp4_behind_two_dequantize_linear(dialect: str) -> None:
         scales, g = (i.value for i in graph.initializers if i.value.name in inner.inputs)
         assert (scales.dtype, g.dtype) == (torch.float8_e4m3fn, torch.float32)
         assert g.shape == ()
+
+
+def modelopt_model(weight: Tensor) -> Any:
+    """A linear as ModelOpt's own exporter of NVFP4 writes it."""
+    from modelopt.onnx.export.nvfp4_exporter import NVFP4QuantExporter
+
+    rows, k = weight.shape
+    nodes = [
+        helper.make_node("TRT_FP4QDQ", ["w"], ["q"], domain="trt", block_size=16),
+        helper.make_node("Transpose", ["q"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["y"]),
+    ]
+    shapes = {"x": [2, k], "y": [2, rows], "q": [rows, k]}
+    x, y, q = (helper.make_tensor_value_info(n, 1, shape) for n, shape in shapes.items())
+    initializer = [numpy_helper.from_array(weight.numpy(), "w")]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializer, value_info=[q])
+    return NVFP4QuantExporter.process_model(helper.make_model(graph))
+
+
+def test_a_weight_is_what_modelopt_writes_node_for_node_and_byte_for_byte() -> None:
+    weight = rand(32, 48)
+    theirs = modelopt_model(weight)
+    ours = translated("trt", linear_of(weight), rand(2, 48))
+    types = {i.value.name: (ELEMENT_TYPES[i.value.dtype], i.value.shape) for i in ours.initializers}
+    decoded = [c for c in ours.calls if c.op == "DequantizeLinear" and c.inputs[0] in types]
+    written = [n for n in theirs.graph.node if n.op_type == "DequantizeLinear"]
+    assert [dict(call.attributes) for call in decoded] == [
+        {a.name: helper.get_attribute_value(a) for a in node.attribute} for node in written
+    ]
+    stored = {i.name: i for i in theirs.graph.initializer}
+    for name, other in ((decoded[1].inputs[0], "w_f4"), (decoded[0].inputs[0], "w_f8_scale")):
+        assert types[name] == (stored[other].data_type, tuple(stored[other].dims))
+    packed = nvfp4.quantize(weight)
+    assert packed.codes.numpy().tobytes() == stored["w_f4"].raw_data
+    assert packed.scales.view(torch.uint8).numpy().tobytes() == stored["w_f8_scale"].raw_data
+
+
+def linear_of(weight: Tensor) -> Any:
+    packed = nvfp4.quantize(weight)
+    parts = (packed.codes, packed.scales, packed.global_scale.reshape(1))
+    llvq = torch.ops.llvq
+
+    def function(x: Tensor) -> Tensor:
+        q = llvq.quantize.default(x, "max")
+        rows = [weight.shape[0]]
+        return llvq.nvfp4_linear.default(q[0], q[1], q[2], *parts, None, rows, torch.float32)
+
+    return function
 
 
 def test_no_scale_of_a_dequantize_linear_is_e4m3() -> None:

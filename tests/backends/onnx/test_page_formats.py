@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from llvq.backends.onnx.page_formats import FORMATS
+from llvq.backends.onnx.page_formats import FORMATS, page_format
+from llvq.errors import TargetError
 from llvq.formats.kv import KV_FORMATS
 from tests.backends.onnx.conftest import Array, error, run_as
 
 llvq = torch.ops.llvq
 LAYERS, SLOTS, TOKENS, HEADS, WIDTH = 1, 3, 6, 2, 32
-CASES = [(name, dialect) for name in KV_FORMATS for dialect in ("standard", "portable")]
+CASES = [(name, dialect) for name in FORMATS for dialect in ("standard", "portable")]
 
 
 def chunk(seed: int, *, tokens: int = TOKENS) -> Tensor:
@@ -33,8 +34,11 @@ def stored_bytes(page: Tensor) -> Tensor:
     return page.view(torch.uint8) if page.dtype == torch.float8_e4m3fn else page
 
 
-def test_every_format_of_llvq_has_a_translation() -> None:
-    assert set(FORMATS) == set(KV_FORMATS)
+def test_a_format_without_a_translation_is_refused() -> None:
+    assert set(FORMATS) <= set(KV_FORMATS)
+    with pytest.raises(TargetError, match="KV pages are int2") as caught:
+        page_format("int2")
+    assert "nvfp4" in str(caught.value.because) and "[kv]" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize(("name", "dialect"), CASES)
