@@ -8,6 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import UMT5Config, UMT5EncoderModel
 
 from llvq.checkpoints.bundle import TEXT_FILES, VAE_FILES
 from llvq.checkpoints.model import open_model
@@ -99,3 +102,74 @@ def test_a_text_encoder_of_another_width_is_refused(
         open_model(denoiser, text_encoder=other.parent / TEXT_FILES[0])
     assert caught.value.because == "it has embeddings of 64, the denoiser takes 128"
     assert caught.value.fix == "name the right file with --text-encoder"
+
+
+def test_a_pipeline_that_diffusers_wrote_is_one_model(
+    tmp_path: Path, demo: Path, demo_config: ModelConfig
+) -> None:
+    """Each part written by the class that diffusers or transformers has for it."""
+    dit, vae, text = demo_config.dit, demo_config.vae, demo_config.text
+    assert vae is not None and text is not None
+    parts = {
+        "transformer": WanTransformer3DModel(
+            num_attention_heads=dit.num_heads,
+            attention_head_dim=dit.head_dim,
+            in_channels=dit.in_dim,
+            out_channels=dit.out_dim,
+            text_dim=dit.text_dim,
+            ffn_dim=dit.ffn_dim,
+            num_layers=dit.num_layers,
+        ),
+        "vae": AutoencoderKLWan(
+            base_dim=vae.dim,
+            decoder_base_dim=vae.dec_dim,
+            z_dim=vae.z_dim,
+            latents_mean=list(vae.latent_mean),
+            latents_std=list(vae.latent_std),
+            is_residual=True,
+            patch_size=2,
+            in_channels=12,
+            out_channels=12,
+        ),
+        "text_encoder": UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=text.vocab_size,
+                d_model=text.dim,
+                d_kv=text.attn_dim // text.num_heads,
+                d_ff=text.ffn_dim,
+                num_layers=text.num_layers,
+                num_heads=text.num_heads,
+                feed_forward_proj="gated-gelu",
+            )
+        ),
+    }
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(demo.parent / "google/umt5-xxl/tokenizer.json", tmp_path / "tokenizer")
+    for path in (tmp_path, tmp_path / "transformer"):
+        model = open_model(path, size=(128, 192))
+        config = replace(demo_config, stream=model.config.stream)
+        assert replace(model.config, dit=replace(model.config.dit, text_len=64)) == config
+        assert [note.split(",")[0] for note in model.notes] == [
+            "recognised: denoiser of 4 layers of 256 channels",
+            "recognised: VAE of Wan2.2",
+            "recognised: text encoder UMT5",
+        ]
+
+
+def test_a_lora_is_part_of_the_model(demo: Path, tmp_path: Path, demo_config: ModelConfig) -> None:
+    dim, name = demo_config.dit.dim, "blocks.0.self_attn.q"
+    halves = {
+        f"{name}.lora_A.weight": torch.ones(2, dim),
+        f"{name}.lora_B.weight": torch.ones(dim, 2),
+    }
+    torch.save(halves, tmp_path / "lora.pt")
+    plain = open_model(demo)
+    model = open_model(demo, lora=[tmp_path / "lora.pt"], lora_alpha=[4.0])
+    (lora,) = model.loras
+    assert plain.loras == () and lora.notes[0] in model.notes
+    before, after = (m.source.read(f"dit.{name}.weight").float() for m in (plain, model))
+    assert torch.equal(after, (before + 4).bfloat16().float())  # scale 2, two ranks of ones
+    with pytest.raises(RecipeError, match="1 LoRAs were given, and 2 alphas"):
+        open_model(demo, lora=[tmp_path / "lora.pt"], lora_alpha=[4.0, 4.0])
