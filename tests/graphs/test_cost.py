@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import llvq.dialect  # noqa: F401
+from llvq.calibration import LayerFacts
 from llvq.graphs.cost import macs
 from llvq.passes import PIPELINE, Options, run
 from llvq.program import Program
@@ -37,3 +41,25 @@ def test_a_quantized_denoiser_costs_what_the_original_does(program: Program) -> 
         run(twin, recipe, PIPELINE, Options(stop_after="cache-attention"))
         costs.append(macs(twin.graph))
     assert costs[0] == costs[1] > 0
+
+
+def test_a_branch_costs_two_thin_products_fused_or_not(
+    program: Program, known_facts: Mapping[str, LayerFacts]
+) -> None:
+    costs, rank = {}, 4
+    for step in ("fuse-linear", "fuse-lowrank"):
+        for calibration in ({}, known_facts):
+            twin = program.copy()
+            run(twin, NVFP4, PIPELINE, Options(stop_after=step), calibration=calibration)
+            costs[step, bool(calibration)] = macs(twin.graph)
+    x, y = 12 * 64, 12 * 128  # ffn.0 of both layers: 12 tokens from 64 channels to 128
+    assert costs["fuse-linear", True] - costs["fuse-linear", False] == 2 * rank * (x + y)
+    assert costs["fuse-lowrank", True] == costs["fuse-linear", True]
+
+
+@pytest.fixture
+def known_facts() -> dict[str, LayerFacts]:
+    names = [f"dit.blocks.{i}.ffn.0" for i in range(2)]
+    return {
+        n: LayerFacts(lora_down=f"{n}.lora_down", lora_up=f"{n}.lora_up", rank=4) for n in names
+    }

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from llvq.errors import MissError
 from llvq.passes.canonicalize import canonicalize
 from llvq.passes.fuse_gate_residual import fuse_gate_residual
+from llvq.passes.insert_quantize import insert_quantize
 
 E = 32
 
@@ -112,6 +113,14 @@ def test_keeps_the_numbers(kind, groups, tokens, dtype, export, apply, evaluate)
     (book,) = apply(program, canonicalize, fuse_gate_residual)
     assert book.hits == 1
     assert torch.equal(evaluate(program, module, *inputs)[0], module(*inputs))
+
+
+def test_a_gate_behind_a_low_rank_branch(export, apply, facts_of, calibrate):
+    module = PerFrame()
+    known = calibrate(module, facts_of(module, {"o": "branch"}))
+    program = export(module, torch.randn(1, 6, E), torch.randn(1, 3, E))
+    (book,) = apply(program, canonicalize, insert_quantize, fuse_gate_residual, calibration=known)
+    assert (book.sites, book.hits) == (1, 1)
 
 
 def test_is_idempotent(export, apply):
