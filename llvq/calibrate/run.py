@@ -135,22 +135,25 @@ def _facts(
 ) -> dict[str, Tensor]:
     modelopt_backend.calibrate(dit, layers, config, phases)
     facts = collect(dit, layers)
-    if config.sweeps_weights:
-        for done, layer in enumerate(layers):
-            tell("mse, weights", done, len(layers))
-            facts |= _swept(dit, layer, state)
-        tell("mse, weights", len(layers), len(layers))
+    return facts | _swept(dit, layers, state, tell) if config.sweeps_weights else facts
+
+
+def _swept(
+    dit: CausalWanDit, layers: tuple[str, ...], state: Work, tell: Progress
+) -> dict[str, Tensor]:
+    """The weights of all layers, each saved when it is done."""
+    facts: dict[str, Tensor] = {}
+    names = {layer: f"{PART}{layer}.weight_amax" for layer in layers}
+    for name in names.values():
+        saved = state.get(name)
+        facts |= saved[0] if saved else {}
+    tell("mse, weights", len(facts), len(layers))
+    for layer, name in names.items():
+        if name not in facts:
+            facts[name] = best_block_amax(dit.get_parameter(f"{layer}.weight")).cpu()
+            state.put(name, {name: facts[name]})
+            tell("mse, weights", len(facts), len(layers))
     return facts
-
-
-def _swept(dit: CausalWanDit, layer: str, state: Work) -> dict[str, Tensor]:
-    name = f"{PART}{layer}.weight_amax"
-    saved = state.get(name)
-    if saved is None:
-        found = {name: best_block_amax(dit.get_parameter(f"{layer}.weight")).cpu()}
-        state.put(name, found)
-        return found
-    return saved[0]
 
 
 def _prompts(model: VideoModel, request: Request) -> tuple[str, ...] | Tensor:

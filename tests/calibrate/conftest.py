@@ -20,9 +20,9 @@ PROMPTS = "A red kite.\n\nA blue boat, at night.\n"
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers of 64 channels with a text encoder, no VAE; videos of 32 x 48 pixels."""
+    """One layer of 64 channels with a text encoder, no VAE; videos of 32 x 48 pixels."""
     whole = tiny_config()
-    dit = replace(whole.dit, dim=64, ffn_dim=128, num_layers=2, text_dim=32, text_len=8, in_dim=8)
+    dit = replace(whole.dit, dim=64, ffn_dim=128, num_layers=1, text_dim=32, text_len=8, in_dim=8)
     assert whole.text is not None
     text = replace(whole.text, dim=32, attn_dim=32, ffn_dim=32, num_layers=1)
     config = replace(whole, dit=replace(dit, out_dim=8), text=text, vae=None, latent_hw=(2, 4))
