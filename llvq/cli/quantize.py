@@ -14,6 +14,7 @@ from llvq.cli.options import COMPILER
 if TYPE_CHECKING:
     from llvq.checkpoints.model import VideoModel
     from llvq.compiler import Compiled
+    from llvq.passes import Options
 
 
 def quantize(
@@ -76,11 +77,9 @@ def quantize(
       llvq quantize model_bf16.pt --stop-after fuse-linear --print-ir-after fuse-linear
     """
     from llvq.api import default_program
-    from llvq.cli.output import check_output
     from llvq.cli.table import note, stderr
     from llvq.compiler import compile_model
-    from llvq.passes import PIPELINE, Options
-    from llvq.passes.manager import check_names
+    from llvq.passes import Options
     from llvq.recipe import load_recipe
 
     path = out if out is not None else default_program(model)
@@ -104,11 +103,7 @@ def quantize(
         limit=limit,
         show=note if json else print,
     )
-    check_names(PIPELINE, debugging)
-    if stop_after is None:
-        check_output(path, force=force, kind="box")
-    if dump is not None:
-        check_output(dump, force=True)
+    _check_typed(debugging, path, force=force)
     opened = options.open_video_model(
         model,
         vae=vae,
@@ -129,6 +124,19 @@ def quantize(
     staged = compiled.reports[-1].level == "staged"
     written = _write(compiled, opened, path, made, force=force) if staged else None
     _show(compiled, opened, path, written, as_json=json)
+
+
+def _check_typed(debugging: Options, path: Path, *, force: bool) -> None:
+    """Names of passes and places to write to, before anything is opened."""
+    from llvq.cli.output import check_output
+    from llvq.passes import PIPELINE
+    from llvq.passes.manager import check_names
+
+    check_names(PIPELINE, debugging)
+    if debugging.stop_after is None:
+        check_output(path, force=force, kind="box")
+    if debugging.dump is not None:
+        check_output(debugging.dump, force=True)
 
 
 def _write(
