@@ -17,7 +17,7 @@ from torch import Tensor
 from llvq.artifact import Box
 from llvq.graphs.cost import macs
 from llvq.runtime.contract import InputSpec
-from llvq.runtime.executable import CompiledStage, Executable
+from llvq.runtime.executable import CompiledStage, Executable, RunFacts
 
 ORDER = (
     "encode_text",
@@ -30,6 +30,7 @@ ORDER = (
     "decode",
 )
 INPUT, OUTPUT = "in.", "out."
+SLOTS = ("slot", "kept_slot")
 MAX_MACS = 10**12  # Some ten seconds on two cores.
 MAX_BYTES = 64 << 20
 
@@ -72,8 +73,10 @@ def record_checks(executable: Executable, *, seed: int = 0) -> Checks:
             skipped[name] = f"{work / 1e12:.1f} T multiply-accumulates are too many for the CPU"
             continue
         for spec in stage.inputs:
-            if spec.name not in values or spec.name == "page_table":
-                values[spec.name] = _input(spec, random, name).to(executable.device)
+            if spec.name == "page_table":
+                values[spec.name] = _table(spec, executable.facts, name).to(executable.device)
+            elif spec.name not in values:
+                values[spec.name] = _input(spec, random).to(executable.device)
         recorded = _record(stage, values)
         values |= {k.removeprefix(OUTPUT): v for k, v in recorded.items() if k.startswith(OUTPUT)}
         size = sum(tensor.nbytes for tensor in recorded.values())
@@ -97,11 +100,16 @@ def _record(stage: CompiledStage, values: Mapping[str, Tensor]) -> dict[str, Ten
     return kept | {OUTPUT + n: t.clone() for n, t in results.items()}
 
 
-def _input(spec: InputSpec, random: torch.Generator, stage: str) -> Tensor:
-    """Empty caches and state; a table of the one page that `refresh` wrote; else noise."""
-    if spec.name == "page_table":
-        return torch.zeros(min(1, max(spec.allowed)) if stage == "denoise" else 0).long()
-    if spec.name.startswith(("pages.", "decode_state.")) or spec.name == "slot":
+def _table(spec: InputSpec, facts: RunFacts, stage: str) -> Tensor:
+    """For `denoise` the slots that `refresh` wrote: page 0, and kept slot 0 if there is one."""
+    written = [0, facts.pages.slots][: 1 + bool(facts.pages.keep)]
+    slots = written[: max(spec.allowed)] if stage == "denoise" else []
+    return torch.tensor(slots, dtype=spec.dtype)
+
+
+def _input(spec: InputSpec, random: torch.Generator) -> Tensor:
+    """Empty caches and state; else noise."""
+    if spec.name.startswith(("pages.", "decode_state.")) or spec.name in SLOTS:
         return torch.zeros(spec.sizes).to(spec.dtype)
     if spec.name == "decode_frames":
         return torch.arange(spec.sizes[0])

@@ -14,7 +14,6 @@ import torch
 from torch.fx import GraphModule
 
 from llvq.calibration import Calibration
-from llvq.formats.kv import KV_FORMATS
 from llvq.graphs.read import attach
 from llvq.graphs.read import load as load_graph
 from llvq.graphs.write import dump
@@ -22,6 +21,7 @@ from llvq.models.chunk import capture_chunk
 from llvq.models.config import ModelConfig
 from llvq.models.stages import capture_image_encoder, capture_prompt_encoder
 from llvq.passes import PIPELINE, Options, Pass, Report, Rewrite, check_tolerances, run
+from llvq.passes.cache_attention import page_tensors
 from llvq.program import KvPool, Level, Program, weight_names
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec
@@ -158,18 +158,17 @@ def _facts(config: ModelConfig, recipe: Recipe, program: Program) -> RunFacts:
         spatial_stride=vae.spatial_stride,
         temporal_stride=vae.temporal_stride,
         latents_per_decode=recipe.decode.latents_per_call,
-        pages=_page_spec(program.kv_pool),
+        pages=_page_spec(program.kv_pool, recipe.kv.keep),
         loops=tuple((loop.input, loop.output) for loop in program.loop_states),
         **schedule,
     )
 
 
-def _page_spec(pool: KvPool | None) -> PageSpec:
+def _page_spec(pool: KvPool | None, keep: tuple[str, ...]) -> PageSpec:
     if pool is None:
         return PageSpec("none", 0, ())
-    sizes = (pool.layers, pool.slots, pool.tokens, pool.heads, pool.head_dim, pool.dtype)
     tensors = tuple(
-        (f"pages.{name}", str(dtype).removeprefix("torch."), tuple(shape))
-        for name, dtype, shape in KV_FORMATS[pool.kv_format].specs(*sizes)
+        (name, str(dtype).removeprefix("torch."), tuple(shape))
+        for name, dtype, shape in page_tensors(pool)
     )
-    return PageSpec(pool.kv_format, pool.slots, tensors)
+    return PageSpec(pool.kv_format, pool.slots, tensors, keep)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import prod
 
 from llvq.compiler import Stage
+from llvq.formats.kv import KV_FORMATS
 from llvq.graphs import weights
 from llvq.program import output_node
 from llvq.runtime.executable import RunFacts
@@ -39,16 +40,21 @@ NUMERICS: Mapping[str, Callable[[str, TensorSpec], tuple[str, int]]] = {
 
 @dataclass(frozen=True)
 class KvUse:
-    """The page pool. `bytes_plain` is what the same pages take in the model's own dtype."""
+    """The page pool. `bytes_plain` is what the same pages take in the model's own dtype.
+
+    `kept` of the bytes are chunks held a second time, in that dtype.
+    """
 
     kv_format: str
     slots: int
     nbytes: int
     bytes_plain: int
+    kept: int = 0
 
     @property
     def bytes_per_chunk(self) -> int:
-        return self.nbytes // self.slots
+        """Bytes of one page."""
+        return (self.nbytes - self.kept) // self.slots
 
     @property
     def compression(self) -> float:
@@ -94,6 +100,7 @@ def kv_use(facts: RunFacts) -> KvUse | None:
     if not pages.slots:
         return None
     *lead, width = pages.tensors[0][2]
-    per_byte = 2 if pages.kv_format == "nvfp4" else 1
-    plain = prod(lead) * width * per_byte * facts.torch_dtype.itemsize
-    return KvUse(pages.kv_format, pages.slots, pages.nbytes, plain)
+    packed = KV_FORMATS[pages.kv_format].packed
+    plain = prod(lead) * width * packed * facts.torch_dtype.itemsize
+    kept = plain // pages.slots * pages.kept_slots
+    return KvUse(pages.text, pages.slots, pages.nbytes, plain, kept)

@@ -57,7 +57,10 @@ class LoopState:
 
 @dataclass(frozen=True)
 class KvPool:
-    """The page pool of the rewritten program: one page per chunk, for every layer."""
+    """The page pool of the rewritten program: one page per chunk, for every layer.
+
+    `kept_slots` is the size of the pool beside it, in `dtype`, for chunks that must not be rounded.
+    """
 
     kv_format: str
     layers: int
@@ -67,6 +70,7 @@ class KvPool:
     head_dim: int
     dtype: torch.dtype
     inputs: tuple[str, ...]
+    kept_slots: int = 0
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Program:
     outputs: tuple[str, ...]
     level: Level = Level.CAPTURED
     kv_states: tuple[KvState, ...] = ()
+    sink_chunks: int = 0
     loop_states: tuple[LoopState, ...] = ()
     weights: dict[str, WeightRecord] = field(default_factory=dict)
     constants: dict[str, torch.Tensor] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from typing import Any
 from llvq.errors import RecipeError
 from llvq.formats.kv import KV_FORMATS
 from llvq.formats.nvfp4 import BLOCK_RULES
+from llvq.runtime.pages import KEEPABLE
 
 DTYPES = ("bfloat16", "float32")
 
@@ -44,9 +45,13 @@ class LinearRecipe:
 
 @dataclass(frozen=True)
 class KvRecipe:
-    """How pages of the KV cache are held: nvfp4, fp8, or none (the model's dtype)."""
+    """How pages of the KV cache are held: a format, or none (the model's dtype).
+
+    `keep` names chunks that are attended in the model's dtype all the same.
+    """
 
     format: str = "nvfp4"
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,7 @@ class Recipe:
         _choose("linear.weight_rule", self.linear.weight_rule, BLOCK_RULES)
         _choose("linear.activation_rule", self.linear.activation_rule, BLOCK_RULES)
         _choose("kv.format", self.kv.format, tuple(KV_FORMATS))
+        _check_keep(self.kv)
         for glob in self.linear.because:
             if glob not in self.linear.exclude:
                 raise unknown("glob of linear.exclude", glob, list(self.linear.exclude))
@@ -156,6 +162,17 @@ def _is_tolerance(value: Any) -> bool:
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise unknown(name, value, list(choices))
+
+
+def _check_keep(kv: KvRecipe) -> None:
+    for name in kv.keep:
+        _choose("kv.keep", name, KEEPABLE)
+    if kv.keep and kv.format == "none":
+        raise RecipeError(
+            f"kv.keep = {list(kv.keep)} keeps nothing",
+            because='pages of kv.format = "none" are in the dtype of the model already',
+            fix="leave out kv.keep, or choose a format that rounds",
+        )
 
 
 def unknown(what: str, name: str, known: list[str]) -> RecipeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,11 @@ import torch
 
 from llvq import checks
 from llvq.checks import CheckResult, check_stage, record_checks, relative_l2
+from llvq.compiler import compile_model, instantiate
+from llvq.models.config import ModelConfig
+from llvq.recipe import KvRecipe, Recipe
 from llvq.runtime.executable import Executable
+from llvq.sources import DictSource
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +80,16 @@ def test_relative_l2_counts_bytes_of_codes() -> None:
     assert relative_l2(codes, codes) == 0
     assert relative_l2(codes + torch.tensor([0, 0, 0, 1], dtype=torch.uint8), codes) == 0.25
     assert relative_l2(torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0])) == pytest.approx(0.08)
+
+
+def test_denoising_is_checked_on_what_is_kept_too(
+    tiny_config: ModelConfig, make_weights: Callable[[ModelConfig], DictSource]
+) -> None:
+    recipe = Recipe(kv=KvRecipe(keep=("newest",)))
+    compiled = compile_model(tiny_config, recipe)
+    model = instantiate(compiled, make_weights(tiny_config))
+    found = record_checks(model)
+    slots = compiled.facts.pages.slots
+    assert found.vectors["denoise"]["in.page_table"].tolist() == [0, slots]
+    assert found.vectors["refresh"]["out.pages.kept"].any()
+    assert all(result.exact for result in results(model, found))

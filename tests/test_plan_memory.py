@@ -120,7 +120,7 @@ def test_outputs_of_a_stage_or_of_none() -> None:
 def test_pages_against_the_same_values_in_the_models_dtype(
     facts: RunFacts, kv_format: str, dtype: torch.dtype
 ) -> None:
-    layers, slots, tokens, heads, head_dim = 2, 5, 12, 2, 32
+    layers, slots, tokens, heads, head_dim = 2, 5, 12, 2, 64
     specs = KV_FORMATS[kv_format].specs(layers, slots, tokens, heads, head_dim, dtype)
     name = str(dtype).removeprefix("torch.")
     tensors = tuple((n, str(d).removeprefix("torch."), tuple(s)) for n, d, s in specs)
@@ -132,6 +132,20 @@ def test_pages_against_the_same_values_in_the_models_dtype(
     assert use.bytes_per_chunk == use.nbytes // slots
     assert use.compression == pytest.approx(use.bytes_plain / use.nbytes)
     assert (use.compression == 1) is (kv_format == "none")
+
+
+def test_what_is_kept_counts_but_is_no_page(facts: RunFacts) -> None:
+    """Beside four packed pages, three chunks in bf16."""
+    plain, (layers, _, slots, *rest) = kv_use(facts), facts.pages.tensors[0][2]
+    assert plain is not None and plain.kept == 0
+    shape = (layers, 2, 3, *rest[:-1], rest[-1] * 2)
+    tensors = (*facts.pages.tensors, ("pages.kept", "bfloat16", shape))
+    pages = PageSpec("nvfp4", slots, tensors, ("sink", "newest"))
+    use = kv_use(replace(facts, pages=pages))
+    assert use is not None and use.kv_format == "nvfp4 + sink kept + newest kept"
+    assert use.kept == use.nbytes - plain.nbytes == 3 * plain.bytes_plain // slots
+    assert use.bytes_per_chunk == plain.bytes_per_chunk
+    assert use.compression == pytest.approx(use.bytes_plain / use.nbytes)
 
 
 def test_a_model_without_a_cache_has_no_pages(facts: RunFacts) -> None:

@@ -11,6 +11,7 @@ from llvq.recipe import (
     BF16,
     BUILTIN,
     NVFP4,
+    KvRecipe,
     LinearRecipe,
     Recipe,
     load_recipe,
@@ -145,3 +146,19 @@ def test_reasons_belong_to_globs_that_are_excluded() -> None:
         {"linear": {"exclude": ["a.*", "b"], "because": {"bb": ""}}}
     )
     assert "linear.because" in refused({"linear": {"because": ["b"]}})
+
+
+@pytest.mark.parametrize("keep", [["sink"], ["newest"], ["sink", "newest"]])
+def test_chunks_may_be_kept(keep: list[str]) -> None:
+    recipe = recipe_from_dict({"kv": {"keep": keep}})
+    assert recipe.kv == KvRecipe("nvfp4", tuple(keep))
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"no kv\.keep 'sinks'") as caught:
+        recipe_from_dict({"kv": {"keep": ["sinks"]}})
+    assert "did you mean 'sink'?" in str(caught.value.fix)
+    with pytest.raises(RecipeError, match="keeps nothing"):
+        recipe_from_dict({"kv": {"format": "none", "keep": ["sink"]}})
+    with pytest.raises(RecipeError, match="is 'sink'"):
+        recipe_from_dict({"kv": {"keep": "sink"}})

@@ -41,7 +41,7 @@ def describe(box: Box) -> dict[str, Any]:
         "stages": [_stage(manifest, name, gm.graph.nodes) for name, gm in loaded.items()],
         "ops": dict(_ops(loaded).most_common()),
         "bytes": _bytes_by_part(weights),
-        "pages": {"format": pages.kv_format, "slots": pages.slots, "bytes": pages.nbytes},
+        "pages": {"format": pages.text, "slots": pages.slots, "bytes": pages.nbytes},
         "left_out": manifest["left_out"],
         "calibration": manifest["calibration"],
         "lora": manifest["lora"],

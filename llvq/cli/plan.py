@@ -139,6 +139,7 @@ def _show(plan: Plan, memory: float | None) -> None:
             f"KV pages: {plan.kv.kv_format}, {plan.kv.slots} chunks of "
             f"{plan.kv.bytes_per_chunk / GB:.3f} GB; {plan.kv.compression:.2f}x smaller than "
             f"{plan.kv.bytes_plain / GB:.2f} GB"
+            + (f", {plan.kv.kept / GB:.3f} GB kept in the model's dtype" if plan.kv.kept else "")
         )
     columns = ("stage", "runs", "most frequent ops", "nodes", "workspace GB")
     print_table("", columns, _stage_rows(plan), left=3)

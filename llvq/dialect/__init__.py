@@ -1,6 +1,6 @@
 """The llvq dialect: every op the compiler raises to, fuses into, and the runtime executes."""
 
-from llvq.dialect.cache_ops import paged_attention, write_page
+from llvq.dialect.cache_ops import paged_attention, paged_attention_kept, write_kept, write_page
 from llvq.dialect.lowrank_ops import lowrank_add, nvfp4_linear_lowrank, quantize_lowrank
 from llvq.dialect.model_ops import (
     attention,
@@ -36,10 +36,12 @@ __all__ = [
     "nvfp4_linear",
     "nvfp4_linear_lowrank",
     "paged_attention",
+    "paged_attention_kept",
     "quantize",
     "quantize_lowrank",
     "rms_norm",
     "rms_norm_rope",
     "rope",
+    "write_kept",
     "write_page",
 ]

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from llvq.errors import CacheError
-from llvq.formats import nvfp4
+from llvq.formats import kv_integer, nvfp4
+from llvq.formats.kv_slots import PageSpec, load, store
 
-PageSpec = tuple[str, torch.dtype, tuple[int, ...]]
 BLOCK_RULE = "four_over_six"
 
 
@@ -31,12 +32,14 @@ class KvFormat:
     write(pages, layer, which, slot, x): x [N, H, D] replaces slot (0-d int tensor) in place;
         `which` is 0 for K and 1 for V.
     read(pages, layer, which, table, dtype) -> [T * N, H, D] of the slots in table [T], in order.
+    packed: values in one element of the first page tensor.
     """
 
     name: str
     specs: Callable[[int, int, int, int, int, torch.dtype], tuple[PageSpec, ...]]
     write: Callable[[Sequence[Tensor], int, int, Tensor, Tensor], None]
     read: Callable[[Sequence[Tensor], int, int, Tensor, torch.dtype], Tensor]
+    packed: int = 1
 
     def bytes_per_chunk(
         self, layers: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype
@@ -53,13 +56,13 @@ def _none_specs(
 
 
 def _none_write(pages: Sequence[Tensor], layer: int, which: int, slot: Tensor, x: Tensor) -> None:
-    _store(pages[0][layer, which], slot, x.to(pages[0].dtype))
+    store(pages[0][layer, which], slot, x.to(pages[0].dtype))
 
 
 def _none_read(
     pages: Sequence[Tensor], layer: int, which: int, table: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    return _load(pages[0][layer, which], table).flatten(0, 1).to(dtype)
+    return load(pages[0][layer, which], table).flatten(0, 1).to(dtype)
 
 
 def _fp8_specs(
@@ -78,15 +81,15 @@ def _fp8_write(pages: Sequence[Tensor], layer: int, which: int, slot: Tensor, x:
     scale = nvfp4.amax_of(x).float() / limit
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     values = (x.float() / scale).clamp_(-limit, limit).to(torch.float8_e4m3fn)
-    _store(pages[0][layer, which], slot, values)
-    _store(pages[1][layer, which], slot, scale)
+    store(pages[0][layer, which], slot, values)
+    store(pages[1][layer, which], slot, scale)
 
 
 def _fp8_read(
     pages: Sequence[Tensor], layer: int, which: int, table: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    values = _load(pages[0][layer, which], table).float()
-    scale = _load(pages[1][layer, which], table).view(-1, 1, 1, 1)
+    values = load(pages[0][layer, which], table).float()
+    scale = load(pages[1][layer, which], table).view(-1, 1, 1, 1)
     return values.mul_(scale).flatten(0, 1).to(dtype)
 
 
@@ -111,29 +114,14 @@ def _nvfp4_specs(
 def _nvfp4_write(pages: Sequence[Tensor], layer: int, which: int, slot: Tensor, x: Tensor) -> None:
     """Blocks lie along head_dim; one global scale per chunk, layer and K-or-V."""
     for page, part in zip(pages, nvfp4.quantize(x, block_rule=BLOCK_RULE), strict=True):
-        _store(page[layer, which], slot, part)
+        store(page[layer, which], slot, part)
 
 
 def _nvfp4_read(
     pages: Sequence[Tensor], layer: int, which: int, table: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    codes, scales, g = (_load(page[layer, which], table) for page in pages)
+    codes, scales, g = (load(page[layer, which], table) for page in pages)
     return nvfp4.dequantize(codes, scales, g.view(-1, 1, 1, 1), dtype).flatten(0, 1)
-
-
-def _store(page: Tensor, slot: Tensor, value: Tensor) -> None:
-    """page[slot] = value, without reading slot on the host."""
-    index = slot.reshape(1).to(torch.int64)
-    _as_storable(page).index_copy_(0, index, _as_storable(value).unsqueeze(0))
-
-
-def _load(page: Tensor, table: Tensor) -> Tensor:
-    return _as_storable(page).index_select(0, table).view(page.dtype)
-
-
-def _as_storable(t: Tensor) -> Tensor:
-    # Indexing kernels do not all take fp8; the bytes are the same.
-    return t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t
 
 
 KV_FORMATS = {
@@ -141,6 +129,16 @@ KV_FORMATS = {
     for kind in (
         KvFormat("none", _none_specs, _none_write, _none_read),
         KvFormat("fp8", _fp8_specs, _fp8_write, _fp8_read),
-        KvFormat("nvfp4", _nvfp4_specs, _nvfp4_write, _nvfp4_read),
+        KvFormat("nvfp4", _nvfp4_specs, _nvfp4_write, _nvfp4_read, packed=2),
+        *(
+            KvFormat(
+                f"int{bits}",
+                partial(kv_integer.specs, bits),
+                partial(kv_integer.write, bits),
+                partial(kv_integer.read, bits),
+                packed=8 // bits,
+            )
+            for bits in (4, 2)
+        ),
     )
 }

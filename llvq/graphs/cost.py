@@ -13,6 +13,7 @@ CONVOLUTIONS = ("aten.conv2d.default", "aten.conv3d.default")
 ATTENTIONS = (
     "llvq.attention.default",
     "llvq.paged_attention.default",
+    "llvq.paged_attention_kept.default",
 )
 
 

@@ -126,7 +126,9 @@ def capture_chunk(
     ]
     rates = {name: rate for name, rate in RATES.items() if name in inputs}
     model = meta_model(config, dtype)
-    return capture(model, inputs, rates=rates, kv_states=kv, loop_states=loops)
+    program = capture(model, inputs, rates=rates, kv_states=kv, loop_states=loops)
+    program.sink_chunks = config.stream.sink_chunks
+    return program
 
 
 def _check_divides(latents: int, frames: int) -> None:

@@ -3,7 +3,9 @@
 Before, history K and V are graph inputs and the chunk's own K and V graph outputs. After, there
 is one page pool for all layers; a page table names the pages of the window, and one op per layer
 writes the chunk's page. Pages are the only arguments the graph mutates. The length of the window
-is then only the length of the page table, so one graph serves every window.
+is then only the length of the page table, so one graph serves every window. Where the recipe keeps
+chunks in the model's dtype, a second, smaller pool holds them, and entries of the same table name
+its slots.
 """
 
 from __future__ import annotations
@@ -11,14 +13,17 @@ from __future__ import annotations
 import torch
 from torch.fx import Node
 
-from llvq.errors import CaptureError
+from llvq.errors import CaptureError, RecipeError
 from llvq.formats.kv import KV_FORMATS
+from llvq.formats.kv_slots import PageSpec
 from llvq.matcher import match
 from llvq.passes.books import Book, account_miss
 from llvq.passes.builder import Builder, dtype, finish, is_call, shape
 from llvq.passes.rules import Context
 from llvq.pattern import Literal, Match, Miss, Var, call, either
 from llvq.program import InputSpec, KvPool, KvState, Program, output_node, placeholders
+from llvq.runtime.facts import KEPT
+from llvq.runtime.pages import PageTable
 
 aten = torch.ops.aten
 llvq = torch.ops.llvq
@@ -146,19 +151,41 @@ def _pool(program: Program, ctx: Context) -> KvPool:
     kv = KV_FORMATS[ctx.recipe.kv.format]
     sizes = (len(program.kv_states), history // tokens + 1, tokens, heads, head_dim, dtype(own))
     names = tuple(f"pages.{name}" for name, _, _ in kv.specs(*sizes))
-    return KvPool(ctx.recipe.kv.format, *sizes, names)
+    kept = _kept_slots(program.sink_chunks, sizes[1], ctx.recipe.kv.keep)
+    return KvPool(ctx.recipe.kv.format, *sizes, names, kept)
+
+
+def _kept_slots(sink_chunks: int, window_chunks: int, keep: tuple[str, ...]) -> int:
+    if "sink" in keep and not sink_chunks:
+        raise RecipeError(
+            "kv.keep names the sink, and this model has none",
+            because="its sink_frames is 0: no chunk stays in the window for good",
+            fix='leave "sink" out of kv.keep',
+        )
+    return PageTable(window_chunks=window_chunks, sink_chunks=sink_chunks, keep=keep).kept_slots
+
+
+def page_tensors(pool: KvPool) -> list[PageSpec]:
+    """Name, dtype and shape of every tensor that holds K and V between chunks."""
+    sizes = (pool.layers, pool.slots, pool.tokens, pool.heads, pool.head_dim, pool.dtype)
+    kv = KV_FORMATS[pool.kv_format]
+    tensors = [(f"pages.{name}", kind, shape) for name, kind, shape in kv.specs(*sizes)]
+    if pool.kept_slots:
+        ((_, kind, shape),) = KV_FORMATS["none"].specs(pool.layers, pool.kept_slots, *sizes[2:])
+        tensors.append((KEPT, kind, shape))
+    return tensors
 
 
 def _add_inputs(program: Program, pool: KvPool) -> dict[str, Node]:
     """Placeholders for the pages, the page table and the slot to write."""
-    kv = KV_FORMATS[pool.kv_format]
-    sizes = (pool.layers, pool.slots, pool.tokens, pool.heads, pool.head_dim, pool.dtype)
     specs = [
-        InputSpec(f"pages.{name}", page_dtype, page_shape, "chunk")
-        for name, page_dtype, page_shape in kv.specs(*sizes)
+        InputSpec(name, page_dtype, page_shape, "chunk")
+        for name, page_dtype, page_shape in page_tensors(pool)
     ]
     specs.append(InputSpec("page_table", torch.int64, (None,), "chunk", tuple(range(pool.slots))))
     specs.append(InputSpec("slot", torch.int64, (), "chunk"))
+    if pool.kept_slots:
+        specs.append(InputSpec("kept_slot", torch.int64, (), "chunk"))
     graph = program.graph.graph
     last = placeholders(graph)[-1]
     nodes = {}
@@ -182,13 +209,18 @@ def _rewrite_layer(
     builder = Builder(program, "paged-attention", found.root, found.nodes)
     pages, k, v = [inputs[name] for name in pool.inputs], found["k"], found["v"]
     builder.call(llvq.write_page.default, pages, k, v, inputs["slot"], state.layer, pool.kv_format)
+    attend, kept = llvq.paged_attention.default, []
+    if pool.kept_slots:
+        attend, kept = llvq.paged_attention_kept.default, [inputs[KEPT]]
+        builder.call(llvq.write_kept.default, *kept, k, v, inputs["kept_slot"], state.layer)
     out = builder.call(
-        llvq.paged_attention.default,
+        attend,
         found.get("q") or _norm_alone(found, builder),
         k,
         v,
         pages,
         inputs["page_table"],
+        *kept,
         found.get("cos"),
         found.get("sin"),
         found["scale"],

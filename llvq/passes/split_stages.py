@@ -20,7 +20,7 @@ from llvq.passes.rules import Context
 from llvq.program import InputSpec, Program, placeholders, val
 from llvq.runtime.contract import Rate
 
-WRITE = torch.ops.llvq.write_page.default
+WRITES = (torch.ops.llvq.write_page.default, torch.ops.llvq.write_kept.default)
 
 CONSTANT, DENOISE = "constant", "denoise"
 STAGE_OF_RATE = {
@@ -94,7 +94,7 @@ def _cut(
 ) -> None:
     """Extract one stage, and ask the stages before it for what it reads of them."""
     roots = list(wanted[stage].values())
-    writes = [n for n in whole.graph.nodes if n.target is WRITE] if stage == DENOISE else []
+    writes = [n for n in whole.graph.nodes if n.target in WRITES] if stage == DENOISE else []
     if not roots and not writes:
         return
     own = "emit" if stage not in STAGE_OF_RATE.values() else stage
@@ -192,7 +192,7 @@ def _without(both: GraphModule, *, writes: bool) -> GraphModule:
     """A copy without its page writes, or without its outputs."""
     stage = copy.deepcopy(both)
     for node in list(stage.graph.nodes):
-        if writes and node.target is WRITE:
+        if writes and node.target in WRITES:
             stage.graph.erase_node(node)
         elif not writes and node.op == "output":
             node.args = ((),)

@@ -64,7 +64,7 @@ def sizes(pair: Pair) -> Sizes:
     return Sizes(
         parts=list(parts.values()),
         unused=_held_bytes(pair) - sum(after.values()),
-        kv_format=held.kv_format,
+        kv_format=held.text,
         kv_chunks=held.slots,
         kv=(pair.baseline.facts.pages.nbytes, held.nbytes),
     )

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from llvq.runtime.executable import Executable
-from llvq.runtime.pages import PageTable
 from llvq.runtime.sampler import Schedule, update
 
 
@@ -36,11 +35,7 @@ class Denoiser:
             name: torch.zeros(shape, dtype=getattr(torch, dtype), device=executable.device)
             for name, dtype, shape in facts.pages.tensors
         }
-        self.table = PageTable(
-            window_chunks=facts.window_frames // facts.frames_per_chunk,
-            sink_chunks=facts.sink_frames // facts.frames_per_chunk,
-            multi_shot_sink=facts.multi_shot_sink,
-        )
+        self.table = facts.page_table
         self.shot = 0
         self._modulations: dict[tuple[float, ...], dict[str, Tensor]] = {}
         self._conditions: tuple[Tensor, dict[str, Tensor]] | None = None
@@ -72,6 +67,7 @@ class Denoiser:
             "positions": self._positions(index),
             "page_table": self._integers(placement.history),
             "slot": self._integers(placement.slot),
+            "kept_slot": self._integers(placement.kept_slot),
         }
         result = self._sample(values, (noise, *fresh), image)
         self._call("refresh", values, result.x0, self._timesteps(0, image))

@@ -11,7 +11,7 @@ import torch
 
 from llvq.errors import ArtifactError, CacheError, SessionError
 from llvq.graphs.values import DTYPES
-from llvq.runtime.pages import PageTable
+from llvq.runtime.pages import KEEPABLE, PageTable
 from llvq.runtime.sampler import SAMPLERS, TRAIN_TIMESTEPS, schedule
 
 DTYPE_OF = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
@@ -19,20 +19,34 @@ COMPUTED_IN = ("bfloat16", "float16", "float32")
 MAX_SIZE = 2**20  # of any one dimension, in the units of the field
 MAX_ELEMENTS = 2**48  # as in a graph
 MAX_TEXT = 1000
+KEPT = "pages.kept"
 
 
 @dataclass(frozen=True)
 class PageSpec:
-    """The page pool: `tensors` are (name, dtype, shape) of pages for all layers."""
+    """The page pool: `tensors` are (name, dtype, shape) of pages for all layers.
+
+    `keep` names the chunks that are held in the model's dtype as well, in the tensor KEPT.
+    """
 
     kv_format: str
     slots: int
     tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    keep: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
         return sum(math.prod(shape) * getattr(torch, dtype).itemsize
                    for _, dtype, shape in self.tensors)  # fmt: skip
+
+    @property
+    def kept_slots(self) -> int:
+        return sum(sum(shape[2:3]) for name, _, shape in self.tensors if name == KEPT)
+
+    @property
+    def text(self) -> str:
+        """The format, and what is kept beside it."""
+        return " + ".join([self.kv_format, *(f"{name} kept" for name in self.keep)])
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,16 @@ class RunFacts:
     @property
     def window_chunks(self) -> int:
         return self.window_frames // self.frames_per_chunk
+
+    @property
+    def page_table(self) -> PageTable:
+        """The table of a video that has not begun."""
+        return PageTable(
+            window_chunks=self.window_chunks,
+            sink_chunks=self.sink_frames // self.frames_per_chunk,
+            multi_shot_sink=self.multi_shot_sink,
+            keep=self.pages.keep,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -153,6 +177,8 @@ def _are_pages(value: Any) -> bool:
         and _is_integer(value["slots"], 0)
         and isinstance(value["tensors"], tuple)
         and all(map(_is_page_tensor, value["tensors"]))
+        and isinstance(value["keep"], tuple)
+        and all(name in KEEPABLE for name in value["keep"])
     )
 
 
@@ -205,11 +231,9 @@ def _contradictions(facts: RunFacts) -> list[str]:
     if chunk % facts.latents_per_decode:
         problems.append(f"latents_per_decode {facts.latents_per_decode} does not divide {chunk}")
     try:
-        PageTable(
-            window_chunks=window // chunk,
-            sink_chunks=sink // chunk,
-            multi_shot_sink=facts.multi_shot_sink,
-        )
+        kept = facts.page_table.kept_slots
+        if kept != facts.pages.kept_slots:
+            problems.append(f"pages keep {facts.pages.kept_slots} chunks in {KEPT}, not {kept}")
         schedule(facts.steps, facts.shift, facts.sampler, facts.timesteps)
     except (CacheError, SessionError) as error:
         problems.append(error.what)

@@ -170,6 +170,7 @@ def supplied_by_session(facts: RunFacts) -> dict[str, TensorSpec]:
         "positions": TensorSpec(torch.float64, (positions,)),
         "page_table": TensorSpec(table, (chunks - 1,)),
         "slot": TensorSpec(table, ()),
+        "kept_slot": TensorSpec(table, ()),
         "latent": TensorSpec(dtype, latent),
         "velocity": TensorSpec(dtype, latent),
         "sigma": TensorSpec(torch.float32, (1, frames)),

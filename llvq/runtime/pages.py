@@ -3,6 +3,9 @@
 A page is one slot of the KV cache and holds one chunk, for all layers. The reference keeps one
 buffer and moves the data when it rolls; here the order of the buffer is a tuple and a slot, once
 written, never moves: the slot of the evicted chunk is the one that the new chunk overwrites.
+
+Chunks that matter most may be kept a second time, in the model's dtype, in a smaller pool. They are
+read from there; their pages are written all the same, since the newest chunk is soon an old one.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from llvq.errors import CacheError
+
+KEEPABLE = ("sink", "newest")
 
 
 @dataclass(frozen=True)
@@ -22,11 +27,16 @@ class Page:
 
 @dataclass(frozen=True)
 class Placement:
-    """The slot to write a chunk to, and the slots it attends to, in buffer order."""
+    """The slots to write a chunk to, and the slots it attends to, in buffer order.
+
+    A history entry is a page slot, or `window_chunks` + a kept slot. `kept_slot` is -1 for a chunk
+    that is not kept.
+    """
 
     chunk: int
     slot: int
     history: tuple[int, ...]
+    kept_slot: int = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +52,17 @@ class PageTable:
     on it stays, until a later cut pins another chunk. A table from before `begin` is valid for as
     long as nobody has written to the chosen slot, which is what cancelling a chunk needs.
 
+    `keep` names what is kept in the model's dtype as well: "sink", the first `sink_chunks` chunks;
+    "newest", the chunk before the one that is begun. The newest take turns in two slots of their
+    own, so that no chunk is written over the one that it reads.
+
     All sizes are chunks. Raises CacheError if the window has no slot left beside sink and pin.
     """
 
     window_chunks: int
     sink_chunks: int = 0
     multi_shot_sink: bool = False
+    keep: tuple[str, ...] = ()
     pages: tuple[Page, ...] = ()
     pinned: int | None = None
     placement: Placement | None = None
@@ -78,6 +93,15 @@ class PageTable:
         touching = self.resident[self.sink_chunks : self.sink_chunks + 1]
         return self.sink_chunks + int(touching == (self.pinned,))
 
+    @property
+    def kept_slots(self) -> int:
+        """The size of the pool in the model's dtype."""
+        return self._kept_sinks + (2 if "newest" in self.keep else 0)
+
+    @property
+    def _kept_sinks(self) -> int:
+        return self.sink_chunks if "sink" in self.keep else 0
+
     def begin(self, chunk: int) -> PageTable:
         """Choose the slot for `chunk`, evicting the oldest unprotected chunk of a full window."""
         if self.placement is not None:
@@ -94,9 +118,21 @@ class PageTable:
         pages = self.pages
         if len(pages) == self.window_chunks:
             pages = pages[: self.protected] + pages[self.protected + 1 :]
-        history = tuple(page.slot for page in pages)
-        slot = min(set(range(self.window_chunks)).difference(history))
-        return replace(self, pages=pages, placement=Placement(chunk, slot, history))
+        slot = min(set(range(self.window_chunks)).difference(page.slot for page in pages))
+        history = tuple(self._address(page, chunk) for page in pages)
+        placement = Placement(chunk, slot, history, self._kept_slot(chunk))
+        return replace(self, pages=pages, placement=placement)
+
+    def _kept_slot(self, chunk: int) -> int:
+        if chunk < self._kept_sinks:
+            return chunk
+        return self._kept_sinks + chunk % 2 if "newest" in self.keep else -1
+
+    def _address(self, page: Page, reader: int) -> int:
+        """Where the chunk of a page is read by the chunk `reader`."""
+        is_newest = "newest" in self.keep and page.chunk == reader - 1
+        kept = is_newest or page.chunk < self._kept_sinks
+        return self.window_chunks + self._kept_slot(page.chunk) if kept else page.slot
 
     def commit(self, *, scene_cut: bool) -> PageTable:
         """Make the begun chunk resident, and pin it if it is the first of a new scene."""

@@ -9,10 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from llvq.dialect import attention, paged_attention, rope, write_page
+from llvq.dialect import (
+    attention,
+    paged_attention,
+    paged_attention_kept,
+    rope,
+    write_kept,
+    write_page,
+)
 from llvq.formats.kv import KV_FORMATS
 
-LAYERS, SLOTS, TOKENS, HEADS, HEAD_DIM = 2, 4, 3, 2, 16
+LAYERS, SLOTS, TOKENS, HEADS, HEAD_DIM = 2, 4, 3, 2, 64
 BF16, FP32 = torch.bfloat16, torch.float32
 FORMATS = pytest.mark.parametrize("kv_format", KV_FORMATS)
 DTYPES = pytest.mark.parametrize("dtype", [BF16, FP32])
@@ -93,7 +100,7 @@ def test_write_page_fills_one_slot_of_one_layer(
 def test_a_written_chunk_reads_back(randn: Any, kv_format: str, dtype: torch.dtype) -> None:
     pages, k, v = poisoned_pages(kv_format, dtype), chunk(randn, dtype), chunk(randn, dtype)
     write_page.overload(pages, k, v, torch.tensor(2), 1, kv_format)
-    error = {"none": 0.0, "fp8": 0.07, "nvfp4": 0.3}[kv_format]
+    error = {"none": 0.0, "fp8": 0.07, "nvfp4": 0.3, "int4": 0.3, "int2": 0.7}[kv_format]
     for which, given in enumerate((k, v)):
         back = KV_FORMATS[kv_format].read(pages, 1, which, int64(2), dtype)
         assert (back - given[0]).norm() <= error * given.norm()
@@ -176,3 +183,64 @@ def test_the_order_of_the_table_does_not_matter_without_positions(
     found = [paged_attention.overload(q, k, v, pages, table, None, None, None, 0, kv_format)
              for table in (int64(0, 1, 2), int64(2, 0, 1))]  # fmt: skip
     torch.testing.assert_close(*found)
+
+
+def kept_pool(randn: Any, dtype: torch.dtype, slots: int) -> Tensor:
+    """Every slot of every layer holds a chunk of its own."""
+    return randn(LAYERS, 2, slots, TOKENS, HEADS, HEAD_DIM, dtype=dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("slot", [-1, 0, 2])
+def test_write_kept_stores_as_it_is_or_not_at_all(
+    opcheck: Any, randn: Any, dtype: torch.dtype, slot: int
+) -> None:
+    kept, k, v = kept_pool(randn, dtype, 3), chunk(randn, dtype), chunk(randn, dtype)
+    opcheck(write_kept, (kept, k, v, torch.tensor(slot), 1))
+    expected = kept.clone()
+    if slot >= 0:
+        expected[1, 0, slot], expected[1, 1, slot] = k[0], v[0]
+    write_kept.overload(kept, k, v, torch.tensor(slot), 1)
+    assert torch.equal(kept, expected)
+
+
+@DTYPES
+def test_a_chunk_that_is_not_kept_leaves_even_nan_alone(randn: Any, dtype: torch.dtype) -> None:
+    kept = torch.full((LAYERS, 2, 2, TOKENS, HEADS, HEAD_DIM), torch.nan, dtype=dtype)
+    before = as_bytes(kept).clone()
+    write_kept.overload(kept, chunk(randn, dtype), chunk(randn, dtype), torch.tensor(-1), 0)
+    assert torch.equal(as_bytes(kept), before)
+
+
+@FORMATS
+@DTYPES
+@pytest.mark.parametrize("table", [(), (2,), (SLOTS,), (SLOTS + 1, 0, 3), (SLOTS, 2, SLOTS + 2)])
+@pytest.mark.parametrize("relative", [False, True])
+def test_entries_beyond_the_pages_are_attended_as_they_were_kept(
+    check_op: Any,
+    randn: Any,
+    kv_format: str,
+    dtype: torch.dtype,
+    table: tuple[int, ...],
+    relative: bool,
+) -> None:
+    """The same as attention over pages in the dtype, into which the whole history was written."""
+    pages = written(randn, kv_format, dtype, [slot for slot in table if slot < SLOTS], 1)
+    kept = kept_pool(randn, dtype, 3)
+    q, k, v = (chunk(randn, dtype) for _ in range(3))
+    places = torch.outer(torch.arange((SLOTS + 1) * TOKENS), 0.5 ** torch.arange(HEAD_DIM // 2))
+    rotation = (places.cos(), places.sin()) if relative else (None, None)
+    args = (q, k, v, pages, int64(*table), kept, *rotation, None, 1, kv_format)
+    found = check_op(paged_attention_kept, *args)
+    plain = poisoned_pages("none", dtype)
+    for place, slot in enumerate(table):
+        history = (
+            [kept[1, which, slot - SLOTS] for which in (0, 1)]
+            if slot >= SLOTS
+            else [KV_FORMATS[kv_format].read(pages, 1, which, int64(slot), dtype)
+                  for which in (0, 1)]
+        )  # fmt: skip
+        write_page.overload(plain, *(x[None] for x in history), torch.tensor(place), 1, "none")
+    order = torch.arange(len(table))
+    expected = paged_attention.overload(q, k, v, plain, order, *rotation, None, 1, "none")
+    assert torch.equal(found, expected) and not found.isnan().any()

@@ -30,8 +30,8 @@ def test_a_tolerance_is_a_small_number(op: Op) -> None:
 
 
 @OPS
-def test_only_the_page_writer_mutates(op: Op) -> None:
-    assert op.overload._schema.is_mutable == (op.name == "write_page")
+def test_only_the_page_writers_mutate(op: Op) -> None:
+    assert op.overload._schema.is_mutable == (op.name in ("write_page", "write_kept"))
 
 
 def test_quantized_codes_are_exact() -> None:

@@ -31,10 +31,11 @@ def test_every_recipe_key_is_explained() -> None:
 
 @pytest.mark.parametrize("key", generate.CHOICES)
 def test_the_choices_are_all_there_are(key: str) -> None:
+    is_list = isinstance(dict(generate.recipe_keys(NVFP4))[key], tuple)
     for choice in generate.CHOICES[key]:
-        recipe_from_dict(nested(key, choice))
+        recipe_from_dict(nested(key, [choice] if is_list else choice))
     with pytest.raises(RecipeError) as caught:
-        recipe_from_dict(nested(key, "no such choice"))
+        recipe_from_dict(nested(key, ["no such choice"] if is_list else "no such choice"))
     assert str(caught.value).endswith(f"known: {', '.join(generate.CHOICES[key])}")
 
 

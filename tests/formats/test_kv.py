@@ -12,9 +12,9 @@ from llvq.errors import CacheError
 from llvq.formats import nvfp4
 from llvq.formats.kv import KV_FORMATS, KvFormat
 
-LAYERS, SLOTS, TOKENS, HEADS, HEAD_DIM = 3, 4, 5, 2, 32
-NAMES = ("none", "fp8", "nvfp4")
-RELATIVE_ERROR = {"none": 0.0, "fp8": 0.03, "nvfp4": 0.12}
+LAYERS, SLOTS, TOKENS, HEADS, HEAD_DIM = 3, 4, 5, 2, 64
+NAMES = ("none", "fp8", "nvfp4", "int4", "int2")
+RELATIVE_ERROR = {"none": 0.0, "fp8": 0.03, "nvfp4": 0.12, "int4": 0.12, "int2": 0.6}
 
 
 def make_pool(kind: KvFormat, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
@@ -112,6 +112,16 @@ def test_bytes_per_chunk() -> None:
     assert sizes["none"] == 2 * values
     assert sizes["fp8"] == values + 30 * 2 * 4
     assert sizes["nvfp4"] == values * 9 // 16 + 30 * 2 * 4
+    assert sizes["int4"] == values * 9 // 16
+    assert sizes["int2"] == values * 5 // 16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_says_how_many_values_an_element_holds(name: str) -> None:
+    kind = KV_FORMATS[name]
+    _, _, shape = kind.specs(LAYERS, SLOTS, TOKENS, HEADS, HEAD_DIM, torch.bfloat16)[0]
+    values = LAYERS * 2 * SLOTS * TOKENS * HEADS * HEAD_DIM
+    assert torch.Size(shape).numel() * kind.packed == values
 
 
 def test_head_dim_must_hold_whole_blocks() -> None:

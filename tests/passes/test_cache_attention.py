@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llvq.errors import CaptureError, MissError
+from llvq.errors import CaptureError, MissError, RecipeError
 from llvq.formats.kv import KV_FORMATS
 from llvq.models.rope import apply_rope
 from llvq.passes.cache_attention import cache_attention
@@ -18,6 +18,7 @@ from llvq.recipe import KvRecipe, Recipe
 HEADS, D, CHUNK = 2, 16, 4
 BEFORE = (canonicalize, raise_attention, raise_qk_norm_rope)
 RAW = Recipe(kv=KvRecipe(format="none"))
+KEEPING = Recipe(kv=KvRecipe(format="fp8", keep=("sink", "newest")))
 
 
 class Absolute(nn.Module):
@@ -112,6 +113,31 @@ def test_rewrites(module, captured, apply, golden):
     golden(f"cache_attention_{module.__name__.lower()}", program)
 
 
+@pytest.mark.parametrize("module", [Absolute, Relative])
+def test_keeps_chunks_beside_the_pages(module, captured, apply, golden):
+    program = captured(module())
+    program.sink_chunks = 1
+    (book,) = apply(program, cache_attention, recipe=KEEPING)
+    assert (book.sites, book.hits) == (1, 1)
+    assert program.kv_pool.slots == 3 and program.kv_pool.kept_slots == 3
+    assert program.input("kept_slot").shape == ()
+    golden(f"cache_attention_keeping_{module.__name__.lower()}", program)
+
+
+@pytest.mark.parametrize(("keep", "slots"), [(("sink",), 1), (("newest",), 2)])
+def test_the_kept_pool_is_as_large_as_what_is_kept(keep, slots, captured, apply):
+    program = captured(Absolute())
+    program.sink_chunks = 1
+    recipe = Recipe(kv=KvRecipe(format="nvfp4", keep=keep))
+    apply(program, cache_attention, recipe=recipe)
+    assert program.input("pages.kept").shape == (1, 2, slots, CHUNK, HEADS, D)
+
+
+def test_a_sink_is_not_kept_where_there_is_none(captured, apply):
+    with pytest.raises(RecipeError, match="names the sink, and this model has none"):
+        apply(captured(Absolute()), cache_attention, recipe=KEEPING)
+
+
 @pytest.mark.parametrize("kind", NEAR)
 def test_leaves_near_misses_alone(kind, captured, apply):
     program = captured(Near(kind))
@@ -149,6 +175,33 @@ def test_keeps_the_numbers(chunks, module, captured, apply, evaluate):
     assert torch.equal(out, before[0])
     for which, own in enumerate(before[1:]):
         assert torch.equal(kv.read(pages, 0, which, order[-1:], x.dtype), own[0])
+
+
+@pytest.mark.parametrize("module", [Absolute(), Relative(), Normed()])
+@pytest.mark.parametrize("chunks", [2, 5])
+def test_what_is_kept_keeps_the_numbers(chunks, module, captured, apply, evaluate):
+    """All history is read from the kept pool, so pages of poison change nothing."""
+    program, inputs = captured(module, chunks), sample(chunks)
+    before = evaluate(program, module, *inputs)
+    program.sink_chunks = chunks - 1
+    apply(program, cache_attention, recipe=KEEPING)
+    x, cos, sin, hk, hv = inputs
+    given = {"x": x, "cos": cos, "sin": sin, "slot": torch.tensor(0), "kept_slot": torch.tensor(-1)}
+    given["page_table"] = torch.arange(chunks) + chunks + 1
+    for spec in program.inputs:
+        if spec.name.startswith("pages."):
+            given[spec.name] = torch.full(spec.sizes, torch.nan).to(spec.dtype)
+    kept = given["pages.kept"]
+    for which, history in enumerate((hk, hv)):
+        kept[0, which, :chunks] = history.unflatten(1, (chunks, CHUNK))[0]
+    expected = kept.clone()
+    (out,) = evaluate(program, module, *(given[spec.name] for spec in program.inputs))
+    assert torch.equal(out, before[0])
+    assert torch.equal(kept[:, :, :chunks], expected[:, :, :chunks])
+    given["kept_slot"] = torch.tensor(chunks)
+    evaluate(program, module, *(given[spec.name] for spec in program.inputs))
+    for which, own in enumerate(before[1:]):
+        assert torch.equal(kept[0, which, chunks], own[0])
 
 
 def test_is_idempotent(captured, apply):

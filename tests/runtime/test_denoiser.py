@@ -151,3 +151,41 @@ def test_held_replaces_frame_zero_alone() -> None:
     latent, image = torch.zeros(1, 3, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
     assert held(latent, None) is latent
     assert held(latent, image)[:, 0].all() and not held(latent, image)[:, 1:].any()
+
+
+KEEPING = replace(FP32, kv=KvRecipe("nvfp4", keep=("sink", "newest")))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_window_of_sink_and_newest_that_are_kept_is_not_rounded(
+    relative: bool, inputs: Mapping[str, Tensor], tiny_config: ModelConfig, make_weights: Weights
+) -> None:
+    """Three chunks: sink, newest, own. A cut pins nothing, so every history is kept whole."""
+    stream = replace(
+        tiny_config.stream, window_frames=6, multi_shot_sink=False, relative_rope=relative
+    )
+    config = replace(tiny_config, stream=stream)
+    weights = make_weights(config)
+    plain, rounded, kept = (
+        roll(denoiser(compile_model(config, recipe), weights).run, inputs)
+        for recipe in (FP32, replace(FP32, kv=KvRecipe("nvfp4")), KEEPING)
+    )
+    for ours, theirs in zip(kept, plain, strict=True):
+        assert torch.equal(ours.x0, theirs.x0)
+    assert not torch.equal(rounded[-1].x0, plain[-1].x0)
+
+
+def test_a_chunk_that_failed_in_its_refresh_leaves_what_is_kept(
+    inputs: Mapping[str, Tensor], tiny_config: ModelConfig, make_weights: Weights
+) -> None:
+    """Its page and its kept slot are written; the chunk is begun again and reads neither."""
+    compiled = compile_model(tiny_config, KEEPING)
+    weights = make_weights(tiny_config)
+    wanted = roll(denoiser(compiled, weights).run, inputs)
+    found = denoiser(compiled, weights)
+    for index in range(CHUNKS):
+        noise, prompt, before = inputs["noise"][index], inputs["prompts"][index], found.table
+        found.run(index, noise * 3, prompt, scene_cut=False, image=None)
+        found.table = before
+        again = found.run(index, noise, prompt, scene_cut=index == CUT, image=None)
+        assert torch.equal(again.x0, wanted[index].x0)

@@ -85,6 +85,21 @@ def test_pages_that_cannot_be(document: dict[str, Any], tensor: list[Any]) -> No
         RunFacts.from_dict(document | {"pages": pages})
 
 
+def test_what_is_kept_has_its_slots(document: dict[str, Any]) -> None:
+    """Two for the newest. A pool of another size would be read beyond its end."""
+    kept = ["pages.kept", "bfloat16", [2, 2, 2, 12, 2, 32]]
+    pages = document["pages"] | {"keep": ["newest"]}
+    whole = pages | {"tensors": [*pages["tensors"], kept]}
+    facts = RunFacts.from_dict(document | {"pages": whole})
+    assert facts.pages.kept_slots == 2 and facts.pages.text == "nvfp4 + newest kept"
+    assert facts.page_table.kept_slots == 2
+    with pytest.raises(ArtifactError, match=r"pages keep 0 chunks in pages\.kept, not 2"):
+        RunFacts.from_dict(document | {"pages": pages})
+    for keep in (["oldest"], "newest", [1]):
+        with pytest.raises(ArtifactError, match="pages is"):
+            RunFacts.from_dict(document | {"pages": whole | {"keep": keep}})
+
+
 def test_sizes_follow_from_the_facts(compiled_nvfp4: Compiled) -> None:
     facts = compiled_nvfp4.facts
     assert facts.pixel_hw == (64, 96) and facts.torch_dtype == torch.bfloat16

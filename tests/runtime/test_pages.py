@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -172,6 +172,73 @@ def test_any_video_is_that_of_a_token_buffer(
         assert table.resident == buffer.chunks()
         assert table.resident[:sink] == tuple(range(sink))
         assert table.pinned is None or table.pinned in table.resident
+
+
+KEEPS = [(), ("sink",), ("newest",), ("sink", "newest"), ("newest", "sink")]
+
+
+@pytest.mark.parametrize(
+    ("keep", "slots", "expected"),
+    [
+        ((), 0, [((), -1), ((0,), -1), ((0, 1), -1), ((0, 1, 2), -1), ((0, 2, 3), -1)]),
+        (("sink",), 1, [((), 0), ((4,), -1), ((4, 1), -1), ((4, 1, 2), -1), ((4, 2, 3), -1)]),
+        (("newest",), 2, [((), 0), ((4,), 1), ((0, 5), 0), ((0, 1, 4), 1), ((0, 2, 5), 0)]),
+        (("sink", "newest"), 3, [((), 0), ((4,), 2), ((4, 6), 1), ((4, 1, 5), 2), ((4, 2, 6), 1)]),
+    ],
+)
+def test_what_is_kept_is_read_beyond_the_pages(
+    keep: tuple[str, ...], slots: int, expected: list[tuple[tuple[int, ...], int]]
+) -> None:
+    """Entries from 4 on are kept slots: the pages of this window are 0 to 3."""
+    table = PageTable(window_chunks=4, sink_chunks=1, keep=keep)
+    assert table.kept_slots == slots
+    found = []
+    for chunk in range(len(expected)):
+        begun = table.begin(chunk)
+        assert begun.placement is not None
+        found.append((begun.placement.history, begun.placement.kept_slot))
+        table = begun.commit(scene_cut=False)
+    assert found == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables(), st.sampled_from(KEEPS), st.lists(st.booleans(), max_size=20), st.data())
+def test_keeping_reads_the_same_chunks_from_what_is_more_precise(
+    table: PageTable, keep: tuple[str, ...], cuts: list[bool], data: st.DataObject
+) -> None:
+    """Against two dictionaries, and a table that keeps nothing. Any chunk may be cancelled late."""
+    keeping = replace(table, keep=keep)
+    pages: dict[int, int] = {}  # slot -> chunk: what the two pools would hold
+    kept: dict[int, int] = {}
+    for chunk, cut in enumerate(cuts):
+        plain = table.begin(chunk).placement
+        for _ in range(1 + data.draw(st.booleans())):  # once more, if it was cancelled
+            place = keeping.begin(chunk).placement
+            assert plain is not None and place is not None
+            assert place.slot == plain.slot and place.kept_slot < keeping.kept_slots
+            precise, chunks = read_all(place, keeping.window_chunks, pages, kept)
+            assert chunks == [pages[slot] for slot in plain.history]
+            assert precise == [is_kept(old, chunk, keeping) for old in chunks]
+            pages[place.slot] = chunk
+            if place.kept_slot >= 0:
+                kept[place.kept_slot] = chunk
+            # Its own writes must not reach what it reads: a refresh writes before it reads.
+            assert read_all(place, keeping.window_chunks, pages, kept) == (precise, chunks)
+        table = table.begin(chunk).commit(scene_cut=cut)
+        keeping = keeping.begin(chunk).commit(scene_cut=cut)
+
+
+def read_all(
+    place: Placement, window: int, pages: dict[int, int], kept: dict[int, int]
+) -> tuple[list[bool], list[int]]:
+    """Of each history entry: whether it is read from the kept pool, and the chunk found there."""
+    found = [kept[at - window] if at >= window else pages[at] for at in place.history]
+    return [at >= window for at in place.history], found
+
+
+def is_kept(chunk: int, reader: int, table: PageTable) -> bool:
+    sink = "sink" in table.keep and chunk < table.sink_chunks
+    return sink or ("newest" in table.keep and chunk == reader - 1)
 
 
 def test_the_buckets_of_the_shipped_window() -> None:
