@@ -65,8 +65,8 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint: NVFP4 weights, and the graphs that read them.
 
-    VAE, text encoder and tokenizer are looked for beside MODEL under their published names. Weights
-    are streamed, so a 10 GB checkpoint needs little memory.
+    VAE, text encoder and tokenizer are looked for beside MODEL under their published names, or in
+    the folder of a diffusers pipeline. Weights are streamed: 10 GB of them need little memory.
 
     \b
       llvq quantize model_bf16.pt
@@ -118,9 +118,8 @@ def quantize(
     )
     opened, made = calibrate_options.calibrated(opened, chosen, calibrating, force=force)
     with stderr().status("compiling"):
-        compiled = compile_model(
-            opened.config, chosen, calibration=opened.calibration, options=debugging
-        )
+        facts = opened.calibration
+        compiled = compile_model(opened.config, chosen, calibration=facts, options=debugging)
     staged = compiled.reports[-1].level == "staged"
     written = _write(compiled, opened, path, made, force=force) if staged else None
     _show(compiled, opened, path, written, as_json=json)
