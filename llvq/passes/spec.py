@@ -96,8 +96,8 @@ def no_loose_pairs(node: Node) -> str | None:
 
 def only_pages_mutate(node: Node) -> str | None:
     """Nothing is mutated but pages."""
-    mutates = writes_in_place(node) and node.target is not llvq.write_page.default
-    return "only pages may be mutated" if mutates else None
+    of_pages = is_call(node, llvq.write_page.default, llvq.write_kept.default)
+    return "only pages may be mutated" if writes_in_place(node) and not of_pages else None
 
 
 def has_implementation(node: Node) -> str | None:
