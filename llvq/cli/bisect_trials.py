@@ -41,7 +41,9 @@ class Trials:
 
     def compile_at(self, limit: int | None) -> Compiled:
         options = Options(disable=self.disable, limit=limit)
-        return compile_model(self.model.config, self.recipe, options=options)
+        return compile_model(
+            self.model.config, self.recipe, calibration=self.model.calibration, options=options
+        )
 
     def is_good(self, compiled: Compiled) -> bool:
         """Write what the command asks for, and run it. Its output goes to stderr."""

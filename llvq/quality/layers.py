@@ -2,14 +2,15 @@
 
 Outputs are measured while the BF16 program runs: behind each linear that is NVFP4 in the artifact
 a probe computes `nvfp4_linear(quantize(x), w, bias)` on the same x, so the errors of layers do not
-add up. The arithmetic is the reference's, whatever the target. Signals include the bias.
+add up. Smoothing, static scale and low-rank branch of a layer belong to it, in both errors. The
+arithmetic is the reference's, whatever the target. Signals include the bias.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.fx import GraphModule
 
 from llvq.dialect import nvfp4_linear, quantize
 from llvq.formats import nvfp4
+from llvq.quality.layer_facts import Beside, beside
 from llvq.quality.metrics import NOTHING, Energies, energies
 from llvq.quality.pair import Pair
 from llvq.runtime.executable import Executable
@@ -35,6 +37,7 @@ class QuantizedLayer:
     index: int
     first: int
     last: int
+    beside: Beside = field(default_factory=Beside)
 
     @property
     def kind(self) -> str:
@@ -66,16 +69,18 @@ def layer_kind(name: str) -> str:
 
 
 def quantized_layers(pair: Pair) -> list[QuantizedLayer]:
-    """Every NVFP4 linear of the box, the parts of a fused group one by one."""
-    layers = []
+    """Every NVFP4 linear of the box that can be measured, the parts of a fused group one by one."""
+    layers, tensors = [], pair.box.tensors()
     for target, record in pair.box.manifest["weights"].items():
         if record["op"] != "quantize":
             continue
-        first = 0
-        for index, source in enumerate(record["sources"]):
+        first, known = 0, record.get("facts") or [{}] * len(record["sources"])
+        for index, (source, facts) in enumerate(zip(record["sources"], known, strict=True)):
             last = first + pair.model.source.spec(source).shape[0]
-            name = source.removesuffix(".weight")
-            layers.append(QuantizedLayer(name, source, target, index, first, last))
+            name, rows = source.removesuffix(".weight"), slice(first, last)
+            found = beside(facts, target, index, rows, tensors, pair.model.source)
+            if found is not None:
+                layers.append(QuantizedLayer(name, source, target, index, first, last, found))
             first = last
     return layers
 
@@ -90,22 +95,28 @@ def weight_errors(pair: Pair) -> Iterator[LayerError]:
             rows = slice(start, start + ROWS)
             reference = pair.model.source.read_rows(layer.source, start, start + ROWS)
             value = nvfp4.dequantize(codes[rows], scales[rows], g, torch.float32)
+            value = layer.beside.whole(value, start)
             total += energies(reference[: value.shape[0]], value)
         yield LayerError(layer, total)
 
 
 class Activation:
-    """The value that was quantized last: q, k and v read the same one."""
+    """The value that was quantized last, and how: q, k and v read the same one."""
 
     def __init__(self, block_rule: str) -> None:
         self.block_rule = block_rule
-        self._of: Tensor | None = None
-        self._packed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._of: tuple[Tensor | None, ...] = ()
+        self._found: tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
 
-    def packed(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if self._packed is None or self._of is not x:
-            self._of, self._packed = x, quantize.reference(x, self.block_rule)
-        return self._packed
+    def packed(self, x: Tensor, beside: Beside) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """x smoothed, and quantized."""
+        key = (x, beside.smooth, beside.scale)
+        same = len(self._of) == len(key) and all(a is b for a, b in zip(self._of, key, strict=True))
+        if self._found is None or not same:
+            smoothed = beside.smoothed(x)
+            packed = quantize.reference(smoothed, self.block_rule, beside.scale)
+            self._of, self._found = key, (smoothed, packed)
+        return self._found
 
 
 class Probe(nn.Module):
@@ -120,8 +131,10 @@ class Probe(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None, reference: Tensor) -> None:
         """x [..., K]; reference [..., N] = linear(x, w, bias)."""
         weight, rows = self.error.layer.packed(self.tensors), [reference.shape[-1]]
-        packed = self.activation.packed(x)
+        known = self.error.layer.beside
+        smoothed, packed = self.activation.packed(x, known)
         value = nvfp4_linear.reference(*packed, *weight, bias, rows, reference.dtype)
+        value = known.with_branch(value, smoothed)
         self.error.output += energies(reference, value)
         self.error.calls += 1
 

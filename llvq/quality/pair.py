@@ -73,7 +73,8 @@ def open_pair(checkpoint: str | Path, program: str | Path, **options: Any) -> Pa
     _check_config(box, model)
     _check_tensors(box, model)
     recipe = recipe_from_dict(box.manifest["recipe"])
-    baseline = compile_model(model.config, replace(BF16, dtype=recipe.dtype))
+    plain_recipe = replace(BF16, dtype=recipe.dtype)
+    baseline = compile_model(model.config, plain_recipe, calibration=model.calibration)
     return Pair(box, model, recipe, baseline)
 
 
