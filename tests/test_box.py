@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from llvq import box as box_module
 from llvq.artifact import Box
 from llvq.backends.base import CPU, Target
 from llvq.box import export_box, write_program
+from llvq.calibration import LayerFacts
 from llvq.compiler import Compiled
 from llvq.errors import ArtifactError, FormatError, OutputError, TargetError
 from llvq.models.config import ModelConfig
@@ -19,6 +21,7 @@ from llvq.runtime.executable import Executable
 from llvq.runtime.load import load, open_checked
 from llvq.runtime.session import Prompt, Session
 from llvq.sources import DictSource
+from llvq.weights import WeightRecord
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +123,28 @@ def test_a_target_without_an_op_is_refused(tmp_path: Path, program: Box) -> None
     with pytest.raises(TargetError, match=r"cannot run llvq\.paged_attention"):
         export_box(program, poor, tmp_path / "m.llvq")
     assert isinstance(poor, Target) and list(tmp_path.iterdir()) == []
+
+
+def test_the_manifest_says_what_was_known_of_each_source() -> None:
+    """A static scale is one by its name and factor; what is not known is left out."""
+    known = LayerFacts(input_scale="q.input_scale", lora_down="d", lora_up="u", rank=4, packed=True)
+    record = WeightRecord(
+        "q_k", "quantize", ("q", "k"), block_rule="max", facts=(known, LayerFacts())
+    )
+    assert box_module._record(record) == {
+        "op": "quantize",
+        "sources": ["q", "k"],
+        "block_rule": "max",
+        "facts": [
+            {"input_scale": "q.input_scale", "lora_down": "d", "lora_up": "u", "rank": 4,
+             "packed": True},
+            {},
+        ],
+    }  # fmt: skip
+    scale = WeightRecord("s", "scale", ("q.input_scale",), factor=1.75)
+    assert box_module._record(scale) == {
+        "op": "scale",
+        "sources": ["q.input_scale"],
+        "factor": 1.75,
+    }
+    assert box_module._record(WeightRecord("c", "copy", ("c",))) == {"op": "copy", "sources": ["c"]}

@@ -10,6 +10,7 @@ from llvq import graphs
 from llvq.artifact import Box
 from llvq.cli.pass_table import print_pass_table
 from llvq.cli.table import human, print_fields, print_table
+from llvq.cli.weight_summary import input_scales, scales_text
 from llvq.recipe import unknown
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import RunFacts
@@ -42,6 +43,7 @@ def describe(box: Box) -> dict[str, Any]:
         "ops": dict(_ops(loaded).most_common()),
         "bytes": _bytes_by_part(weights),
         "pages": {"format": pages.text, "slots": pages.slots, "bytes": pages.nbytes},
+        "inputs": input_scales(manifest["weights"].values()),
         "left_out": manifest["left_out"],
         "calibration": manifest["calibration"],
         "lora": manifest["lora"],
@@ -62,6 +64,7 @@ def show(box: Mapping[str, Any]) -> None:
             ("needs", versions),
             ("recipe", f"{box['recipe']['name']}: {linear['weight_rule']} weights, "
                        f"{linear['activation_rule']} activations"),
+            ("input scales", scales_text(box["inputs"])),
             ("left out", ", ".join(f"{n} {i}" for n, i in box["left_out"].items()) or None),
             ("calibrated", _calibrated(box["calibration"])),
             ("LoRA merged in", ", ".join(map(_lora, box["lora"])) or None),

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llvq.compiler import Compiled
     from llvq.sources import TensorSource
+    from llvq.weights import WeightRecord
 
 
 @dataclass(frozen=True)
 class WeightSummary:
     """`kept` counts the linears that each exclude glob kept; `parts` maps a part of the model
-    (dit, vae, text) to its bytes before and after."""
+    (dit, vae, text) to its bytes before and after; `inputs` counts the quantized linears by the
+    scale of their input, static or dynamic."""
 
     quantized: int
     kept: dict[str, int]
     unused_globs: tuple[str, ...]
     parts: dict[str, tuple[int, int]]
+    inputs: dict[str, int] = field(default_factory=dict)
 
     @property
     def bytes_before(self) -> int:
@@ -60,7 +64,32 @@ def summarize(compiled: Compiled, source: TensorSource) -> WeightSummary:
         kept=kept,
         unused_globs=tuple(g for g in compiled.recipe.linear.exclude if g not in kept),
         parts={part: (size, after[part]) for part, size in sorted(before.items())},
+        inputs=input_scales(_record(record) for record in records),
     )
+
+
+def _record(record: WeightRecord) -> dict[str, Any]:
+    facts = [{"input_scale": known.input_scale} for known in record.facts]
+    return {"op": record.op, "sources": record.sources, "facts": facts}
+
+
+def input_scales(records: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Quantized linears by the scale of their input, from weight records as a manifest has them.
+
+    A linear that nothing is known of is dynamic: its input is measured at every call.
+    """
+    counts = {"static": 0, "dynamic": 0}
+    for record in records:
+        if record["op"] == "quantize":
+            static = sum(bool(known.get("input_scale")) for known in record.get("facts") or ())
+            counts["static"] += static
+            counts["dynamic"] += len(record["sources"]) - static
+    return counts
+
+
+def scales_text(counts: Mapping[str, int]) -> str | None:
+    """`36 static, 4 dynamic`; None where no linear is quantized."""
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or None
 
 
 def part_of(weight: str) -> str:
@@ -72,6 +101,7 @@ def print_summary(summary: WeightSummary) -> None:
     from llvq.cli.table import human, print_fields
 
     fields: list[tuple[str, object]] = [("linears in NVFP4", summary.quantized)]
+    fields.append(("scales of their inputs", scales_text(summary.inputs)))
     fields += [(f"kept by {glob}", count) for glob, count in summary.kept.items()]
     unused = ", ".join(summary.unused_globs) or None
     fields.append(("globs that kept nothing", unused))

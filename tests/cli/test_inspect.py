@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from llvq.passes import PIPELINE
 from tests.cli.conftest import Typed
 
 Invoke = Callable[..., Result]
@@ -34,7 +35,7 @@ def test_a_box_as_json(invoke: Invoke, box: Typed) -> None:
     assert stages["refresh"]["outputs"] == 0
     assert document["bytes"]["dit"]["codes"] == 8 * document["bytes"]["dit"]["scales"]
     assert document["bytes"]["vae"]["codes"] == 0
-    assert len(document["passes"]) == 11
+    assert len(document["passes"]) == len(PIPELINE)
 
 
 def test_no_weight_is_read(invoke: Invoke, program: Typed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from llvq.cli.weight_summary import WeightSummary, print_summary, summarize
+from llvq.cli.weight_summary import (
+    WeightSummary,
+    input_scales,
+    print_summary,
+    scales_text,
+    summarize,
+)
 from llvq.compiler import Compiled
 from llvq.models.config import ModelConfig
 from llvq.sources import DictSource
@@ -38,6 +44,28 @@ def test_a_glob_that_keeps_nothing_is_named(
     linear = replace(recipe.linear, exclude=(*recipe.linear.exclude, "*.haed"))
     misspelt = replace(compiled_nvfp4, recipe=replace(recipe, linear=linear))
     assert summarize(misspelt, make_weights(tiny_config)).unused_globs == ("*.haed",)
+
+
+def test_scales_of_inputs_are_counted_by_linear() -> None:
+    known = [{"input_scale": "q.input_scale"}, {"rank": 4}, {"input_scale": "q.input_scale"}]
+    records = [
+        {"op": "quantize", "sources": ["q", "k", "v"], "facts": known},
+        {"op": "quantize", "sources": ["o"]},
+        {"op": "copy", "sources": ["b"]},
+    ]
+    assert input_scales(records) == {"static": 2, "dynamic": 2}
+    assert scales_text({"static": 2, "dynamic": 2}) == "2 static, 2 dynamic"
+    assert scales_text({"static": 0, "dynamic": 7}) == "7 dynamic"
+    assert scales_text({"static": 0, "dynamic": 0}) is None
+
+
+def test_a_model_without_facts_is_dynamic(
+    compiled_nvfp4: Compiled,
+    tiny_config: ModelConfig,
+    make_weights: Callable[[ModelConfig], DictSource],
+) -> None:
+    found = summarize(compiled_nvfp4, make_weights(tiny_config))
+    assert found.inputs == {"static": 0, "dynamic": found.quantized}
 
 
 SUMMARY = WeightSummary(20, {"*head": 1}, ("*.haed",), {"dit": (4096, 1024), "vae": (512, 512)})
