@@ -108,8 +108,14 @@ def roll(
     model: CausalWanDit, config: ModelConfig, video: Video, *, done: Callable[[], None]
 ) -> None:
     """Run a whole video, on the device and in the dtype of the model; `done` after each chunk."""
-    weight = model.patch_embedding.weight
-    rollout = EagerRollout(model, config.stream)
+    play(EagerRollout(model, config.stream), config, video, done=done)
+
+
+def play(
+    rollout: EagerRollout, config: ModelConfig, video: Video, *, done: Callable[[], None]
+) -> None:
+    """Run a whole video by a rollout that has not begun."""
+    weight = rollout.model.patch_embedding.weight
     random = torch.Generator().manual_seed(video.seed)
     shape = (1, config.stream.frames_per_chunk, config.dit.in_dim, *config.latent_hw)
     embeds = video.embeds.to(weight.device, weight.dtype)

@@ -7,7 +7,6 @@ what they give is saved, and a run that is started again goes on behind the last
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,31 +18,21 @@ from llvq.calibrate.configs import Config, config_of
 from llvq.calibrate.facts_file import check_bare, dump_facts
 from llvq.calibrate.identity import identity_of, prompts_digest
 from llvq.calibrate.phases import Phases, Progress
-from llvq.calibrate.rollout import Video
+from llvq.calibrate.videos import Videos, check_videos, embedded, given_prompts, silent
 from llvq.calibrate.weight_sweep import best_block_amax
 from llvq.calibrate.work import Work
 from llvq.checkpoints.model import VideoModel
-from llvq.errors import RecipeError, TargetError
+from llvq.errors import RecipeError
 from llvq.formats.nvfp4 import BLOCK
 from llvq.models.dit import CausalWanDit
 from llvq.recipe import Recipe
-from llvq.runtime.session import check_seed
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to calibrate with: `config` (`modelopt:awq_lite`), and on which videos.
-
-    Each prompt is a video of `chunks`; video i has the seed `seed` + i. `prompts`: a file of one
-    prompt per line, or a safetensors file of prompt_embeds. `size`: (height, width) in pixels.
-    """
+class Request(Videos):
+    """What to calibrate with: `config` (`modelopt:awq_lite`), and on which videos."""
 
     config: str
-    prompts: Path | None = None
-    chunks: int = 3
-    size: tuple[int, int] | None = None
-    seed: int = 0
-    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -68,12 +57,13 @@ def calibrate(
     `force` begins anew in a folder of another run. Raises RecipeError, CheckpointError,
     SessionError, TargetError (no ModelOpt, no such device), OutputError.
     """
-    config, tell = config_of(request.config), progress or _silent
-    _check(model, request)
+    config, tell = config_of(request.config), progress or silent
+    check_bare(model)
+    check_videos(request)
     tool = modelopt_backend.modelopt_version()
-    sized = model.config.at(*request.size) if request.size else model.config
+    sized = request.sized(model)
     layers = quantized_layers(model, recipe)
-    given = _prompts(model, request)
+    given = given_prompts(model, request)
     videos = {
         "prompts": prompts_digest(given),
         "videos": len(given),
@@ -85,7 +75,7 @@ def calibrate(
     if state.facts.is_file():
         return Calibrated(state.facts, reused=True)
     embeds = _embeds(model, given, request, state, tell)
-    shots = [Video(row, request.seed + i, request.chunks) for i, row in enumerate(embeds.split(1))]
+    shots = request.of(embeds)
     dit = load(model, request.device)
     phases = Phases(config, sized, shots, state, tell)
     facts = _facts(dit, model, layers, config, phases, state, tell)
@@ -156,13 +146,6 @@ def _swept(
     return facts
 
 
-def _prompts(model: VideoModel, request: Request) -> tuple[str, ...] | Tensor:
-    if request.prompts is not None and request.prompts.suffix == prompts.TENSORS:
-        return prompts.read_embeds(request.prompts, model)
-    prompts.check_encoder(model)
-    return prompts.read_prompts(request.prompts)
-
-
 def _embeds(
     model: VideoModel,
     given: tuple[str, ...] | Tensor,
@@ -170,30 +153,9 @@ def _embeds(
     state: Work,
     tell: Progress,
 ) -> Tensor:
-    if isinstance(given, Tensor):
-        return given
     if saved := state.get("prompts"):
         return saved[0][prompts.TENSOR]
-    done = partial(tell, "prompts")
-    count = len(given)
-    embeds = prompts.encode(model, given, request.device, done=lambda n: done(n, count))
-    state.put("prompts", {prompts.TENSOR: embeds})
+    embeds = embedded(model, given, request.device, tell)
+    if not isinstance(given, Tensor):
+        state.put("prompts", {prompts.TENSOR: embeds})
     return embeds
-
-
-def _check(model: VideoModel, request: Request) -> None:
-    check_bare(model)
-    check_seed(request.seed)
-    if request.chunks < 1:
-        raise RecipeError(f"{request.chunks} chunks per video", fix="use --calibrate-chunks 3")
-    usable = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    if request.device not in usable:
-        raise TargetError(
-            f"cannot calibrate on {request.device!r}",
-            because=f"this machine has {', '.join(usable)}",
-            fix=f"use --calibrate-device {usable[-1]}",
-        )
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Nobody watches."""

@@ -13,6 +13,7 @@ from llvq.errors import RecipeError
 
 if TYPE_CHECKING:
     from llvq.calibrate.run import Request
+    from llvq.calibrate.videos import Videos
     from llvq.checkpoints.model import VideoModel
     from llvq.recipe import Recipe
 
@@ -25,6 +26,15 @@ Calibrate = Annotated[
         "--calibrate",
         metavar="TOOL:CONFIG",
         help="modelopt:max, awq_lite, smoothquant, svdquant or mse.",
+        rich_help_panel=PANEL,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="BITS",
+        help="4.7bits: keep the linears in bf16 whose error moves the video most.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -86,11 +96,14 @@ Facts = Annotated[
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was typed: a run (`request`, in the folder `work`), a finished file, or neither."""
+    """What was typed: a run (`request`, in the folder `work`), a finished file, or neither; and a
+    `budget` in bits per weight, to be spent by what `videos` show."""
 
     request: Request | None
     work: Path
     facts: Path | None
+    budget: float | None = None
+    videos: Videos | None = None
 
 
 def chosen(
@@ -99,6 +112,7 @@ def chosen(
     work: Path | None,
     out: Path,
     *,
+    budget: str | None = None,
     size: str | None,
     **given: Any,
 ) -> Chosen:
@@ -109,14 +123,17 @@ def chosen(
     fields = {name: value for name, value in given.items() if value is not None}
     typed = [f"--calibrate-{name}" for name in (*fields, *(["size"] if size else []))]
     typed += ["--work"] if work else []
-    if calibrate is None:
+    if calibrate is None and budget is None:
         if typed:
             raise RecipeError(
                 f"{typed[0]} was given without --calibrate",
                 because="it says how to calibrate, and nothing is calibrated",
-                fix="add --calibrate modelopt:max",
+                fix="add --calibrate modelopt:max, or --budget 4.7bits",
             )
         return Chosen(None, out, facts)
+    if budget is not None:
+        return _spending(budget, calibrate or work or facts, _pixels(size), fields, out)
+    assert calibrate is not None
     if facts is not None:
         raise RecipeError(
             "--calibrate and --calibration were both given",
@@ -129,6 +146,22 @@ def chosen(
     config_of(calibrate)
     request = Request(calibrate, size=_pixels(size), **fields)
     return Chosen(request, work or Path(f"{out}.calibration"), None)
+
+
+def _spending(
+    budget: str, beside: object, size: tuple[int, int] | None, fields: dict[str, Any], out: Path
+) -> Chosen:
+    if beside is not None:
+        raise RecipeError(
+            "--budget is measured on a checkpoint as it is",
+            because="a calibration changes what 4 bits of a linear cost",
+            fix="first --budget alone; then --recipe, the file that it wrote, with the calibration",
+        )
+    from llvq.calibrate.budget import parse_budget
+    from llvq.calibrate.videos import Videos
+
+    bits = parse_budget(budget)
+    return Chosen(None, out, None, budget=bits, videos=Videos(size=size, **fields))
 
 
 def calibrated(

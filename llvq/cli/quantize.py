@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llvq.cli import calibrate_options, options
+from llvq.cli.budget import within_budget
 from llvq.cli.options import COMPILER
 
 if TYPE_CHECKING:
     from llvq.checkpoints.model import VideoModel
     from llvq.compiler import Compiled
     from llvq.passes import Options
+    from llvq.recipe import Recipe
 
 
 def quantize(
@@ -35,6 +37,7 @@ def quantize(
     width: options.Width = None,
     force: options.Force = False,
     json: options.Json = False,
+    budget: calibrate_options.Budget = None,
     calibrate: calibrate_options.Calibrate = None,
     calibrate_prompts: calibrate_options.Prompts = None,
     calibrate_chunks: calibrate_options.Chunks = None,
@@ -74,11 +77,11 @@ def quantize(
       llvq quantize model_bf16.pt --recipe mine.toml --vae vae/Wan2.2_VAE.pth
       llvq quantize stage1/model.pt --use-ema --lora dmd/model.pt --lora-alpha 128
       llvq quantize model_bf16.pt --calibrate modelopt:awq_lite --calibrate-prompts prompts.txt
+      llvq quantize model_bf16.pt --budget 4.7bits
       llvq quantize model_bf16.pt --stop-after fuse-linear --print-ir-after fuse-linear
     """
     from llvq.api import default_program
-    from llvq.cli.table import note, stderr
-    from llvq.compiler import compile_model
+    from llvq.cli.table import note
     from llvq.passes import Options
     from llvq.recipe import load_recipe
 
@@ -89,6 +92,7 @@ def quantize(
         calibration,
         work,
         path,
+        budget=budget,
         prompts=calibrate_prompts,
         chunks=calibrate_chunks,
         size=calibrate_size,
@@ -116,13 +120,22 @@ def quantize(
         lora=lora,
         lora_alpha=lora_alpha,
     )
+    chosen = within_budget(opened, chosen, calibrating, path, force=force)
     opened, made = calibrate_options.calibrated(opened, chosen, calibrating, force=force)
-    with stderr().status("compiling"):
-        facts = opened.calibration
-        compiled = compile_model(opened.config, chosen, calibration=facts, options=debugging)
+    compiled = _compile(opened, chosen, debugging)
     staged = compiled.reports[-1].level == "staged"
     written = _write(compiled, opened, path, made, force=force) if staged else None
     _show(compiled, opened, path, written, as_json=json)
+
+
+def _compile(opened: VideoModel, recipe: Recipe, debugging: Options) -> Compiled:
+    from llvq.cli.table import stderr
+    from llvq.compiler import compile_model
+
+    with stderr().status("compiling"):
+        return compile_model(
+            opened.config, recipe, calibration=opened.calibration, options=debugging
+        )
 
 
 def _check_typed(debugging: Options, path: Path, *, force: bool) -> None:
