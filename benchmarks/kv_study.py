@@ -1,0 +1,237 @@
+"""What the format of the KV cache does to long videos: one table, over seeds, with spread.
+
+    python -m benchmarks.kv_study --seeds 3 --chunks 16 --name kv_study
+    python -m benchmarks.kv_study path/to/checkpoint --device cuda --seeds 8 --chunks 60
+    python -m benchmarks.kv_study --weights --name weight_study
+
+Weights stay in bf16, so that only the cache differs; `--weights` is the same study of the rules
+for block scales, with pages in bf16. Every variant makes the videos of the bf16 model from the same
+noise and prompts, free-running: each continues from its own history. Two rows say how to read the
+others: bf16 with another attention implementation, which is noise that every server has, and bf16
+from another seed, which is another video. The first chunk has no history: a study of the cache
+leaves it out.
+
+`--identity module:function` names a function of (frames of each chunk, uint8 [F, H, W, 3]; the
+prompt of each chunk) that gives a score for each chunk.
+
+Writes NAME.txt and NAME.json to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+import llvq
+from benchmarks.study_rows import Row, as_json, table
+from benchmarks.study_runs import Identity, Setting, Study, Variant, run_study, setting
+from examples.tiny_longlive.captions import caption, sample_scene
+from llvq.checkpoints.checkpoint import json_beside
+from llvq.checkpoints.model import open_model
+from llvq.checkpoints.random import tiny_config, write_random_checkpoint
+from llvq.errors import LlvqError, SessionError, TargetError
+from llvq.quality.rollout import DEFAULT_PROMPTS
+from llvq.recipe import BF16, KvRecipe, LinearRecipe, Recipe
+from llvq.runtime.denoiser import Denoiser
+from llvq.runtime.executable import Executable
+from llvq.runtime.session import schedule_of
+
+ROOT = Path(__file__).parent.parent
+TINY, RESULTS = ROOT / "examples/tiny_longlive/weights", ROOT / "benchmarks/results"
+
+
+def page_bytes(model: Executable) -> int:
+    """Bytes of the pages of one video, as they are allocated."""
+    pages = Denoiser(model, schedule_of(model.facts)).pages
+    return sum(page.nbytes for page in pages.values())
+
+
+def weight_bytes(model: Executable) -> int:
+    """Bytes of the weights of the denoiser, once each."""
+    held = {n: t.nbytes for stage in model.stages.values() for n, t in stage.graph.named_buffers()}
+    return sum(nbytes for name, nbytes in held.items() if name.startswith("dit."))
+
+
+def pages_of(kv_format: str, *keep: str) -> Recipe:
+    return replace(BF16, kv=KvRecipe(kv_format, keep))
+
+
+def weights_by(rule: str) -> Recipe:
+    return Recipe(name=rule, linear=LinearRecipe(weight_rule=rule), kv=KvRecipe("none"))
+
+
+READING = (
+    Variant("bf16, other attention", BF16, attention=True),
+    Variant("bf16, other seed", BF16, other_seed=True),
+)
+KV = Study(
+    "pages of the KV cache; weights in bf16",
+    (
+        *READING,
+        Variant("fp8", pages_of("fp8")),
+        Variant("nvfp4", pages_of("nvfp4")),
+        Variant("nvfp4, sink and newest in bf16", pages_of("nvfp4", "sink", "newest")),
+        Variant("int4, groups of 64", pages_of("int4")),
+        Variant("int2, groups of 64", pages_of("int2")),
+    ),
+    first=1,
+    nbytes=page_bytes,
+)
+WEIGHTS = Study(
+    "weights in NVFP4, activations four_over_six; pages in bf16",
+    (
+        *READING,
+        *(Variant(rule, weights_by(rule)) for rule in ("max", "four_over_six", "mse_sweep")),
+    ),
+    first=0,
+    nbytes=weight_bytes,
+)
+
+
+def shots_of(options: argparse.Namespace, *, is_tiny: bool) -> dict[int, Sequence[str]]:
+    """By seed: the prompts that were given, captions for tiny-longlive, or the defaults."""
+    seeds = range(options.seeds)
+    if options.prompt:
+        return {seed: tuple(options.prompt) for seed in seeds}
+    if is_tiny:
+        return {seed: (caption(sample_scene(Random(seed))),) for seed in seeds}
+    return {seed: (DEFAULT_PROMPTS[seed % len(DEFAULT_PROMPTS)],) for seed in seeds}
+
+
+def load_identity(name: str | None) -> Identity | None:
+    """`module:function`. Raises SessionError."""
+    if name is None:
+        return None
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SessionError(
+            f"cannot import {name!r}",
+            because=str(error),
+            fix="name a function as module:function, importable from here",
+        ) from error
+
+
+def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, Any]:
+    """What was run, on what."""
+    facts, gpu = at.plain.facts, at.plain.device.type == "cuda"
+    device = torch.cuda.get_device_name() if gpu else f"cpu ({platform.machine()})"
+    random = json_beside(at.model.bundle.dit, "config.json").get("random_weights") is True
+    height, width = facts.pixel_hw
+    return {
+        "command": shlex.join(["python", "-m", "benchmarks.kv_study", *sys.argv[1:]]),
+        "study": study.title,
+        "random_weights": random,
+        "video": f"{height}x{width}, {options.chunks} chunks of {facts.frames_per_chunk} latent "
+        f"frames, window of {facts.window_chunks}, {at.steps} steps, {options.seeds} seeds",
+        "versions": {
+            "llvq": llvq.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": device,
+    }
+
+
+def as_text(head: Mapping[str, Any], rows: Sequence[Row], study: Study) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
+    random = "The weights are random: no number here says how a trained model fares.\n"
+    judged = "Chunk 0 has no history and is left out." if study.first else ""
+    return (
+        f"$ {head['command']}\n{head['device']}; {versions}\n\n{study.title}\n{head['video']}\n"
+        + (random if head["random_weights"] else "")
+        + f"Against bf16 of the same noise and prompts, free-running. {judged}\n"
+        "Mean over seeds and sample standard deviation; worst, median and last are of the chunks\n"
+        f"of a video, drift is the slope of SQNR.\n\n{table(rows, rows[0].nbytes)}\n"
+    )
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, nargs="?", help="default: tiny-longlive, else random weights")
+    add("--weights", action="store_true", help="study weight rules instead of page formats")
+    add("--seeds", type=_positive, default=3, help="videos per variant (default 3)")
+    add("--chunks", type=_positive, default=8, help="length of a video (default 8)")
+    add("--steps", type=_positive, help="sampling steps (default: the model's)")
+    add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--prompt", action="append", help="a shot of every video; may be given more than once")
+    add("--identity", help="module:function, see above")
+    add("--name", help="of the files in benchmarks/results (default: kv_study or weight_study)")
+    add("--out", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    return parser.parse_args(given)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    options = arguments(given)
+    study = WEIGHTS if options.weights else KV
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            at = opened(options, study, Path(scratch))
+            rows = run_study(study, at)
+            head = header(at, study, options)
+    except LlvqError as error:
+        print(error, file=sys.stderr)
+        return 2
+    text = as_text(head, rows, study)
+    document = json.dumps({**head, "rows": as_json(rows, rows[0].nbytes)}, indent=1) + "\n"
+    name = options.name or ("weight_study" if options.weights else "kv_study")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / f"{name}.txt").write_text(text, encoding="utf-8")
+    (options.out / f"{name}.json").write_text(document, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def opened(options: argparse.Namespace, study: Study, scratch: Path) -> Setting:
+    """The checkpoint that was named, else tiny-longlive, else a random one in `scratch`.
+
+    Raises LlvqError.
+    """
+    if options.chunks <= study.first:
+        raise SessionError(
+            f"a video of {options.chunks} chunk has nothing to judge",
+            because="the first chunk has no history, so no cache",
+            fix=f"use --chunks {study.first + 1} or more",
+        )
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise TargetError(
+            "cannot run videos on cuda", because="torch sees no GPU here", fix="use --device cpu"
+        )
+    path = options.checkpoint or TINY
+    if options.checkpoint is None and not TINY.is_dir():
+        path = write_random_checkpoint(scratch, tiny_config(), seed=0)
+    return setting(
+        open_model(path),
+        shots_of(options, is_tiny=path.resolve() == TINY),
+        chunks=options.chunks,
+        device=options.device,
+        steps=options.steps,
+        identity=load_identity(options.identity),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

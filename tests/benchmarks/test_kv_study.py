@@ -1,0 +1,87 @@
+"""The command: what it is given, what it refuses, and that the files say how they were made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kv_study
+from benchmarks.kv_study import KV, arguments, load_identity, main, shots_of
+from examples.tiny_longlive.captions import parse
+from llvq.checkpoints.random import tiny_config, write_random_checkpoint
+from llvq.errors import SessionError
+from llvq.models.config import ModelConfig
+
+
+def small() -> ModelConfig:
+    """One layer, no image encoder, and frames of 32 x 32 pixels."""
+    config = tiny_config()
+    dit = replace(config.dit, dim=128, ffn_dim=128, num_heads=1, num_layers=1)
+    vae = replace(config.vae, dim=8, dec_dim=8, num_res_blocks=1)
+    stream = replace(config.stream, first_frame_image=False)
+    return replace(config, dit=dit, stream=stream, vae=vae, latent_hw=(2, 2))
+
+
+def test_a_study_is_written_with_how_it_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "model", small(), seed=0)
+    few = replace(KV, variants=KV.variants[-1:])
+    monkeypatch.setattr(kv_study, "KV", few)
+    given = [str(checkpoint), "--seeds", "2", "--chunks", "2", "--steps", "1",
+             "--out", str(tmp_path / "out"), "--name", "mine"]  # fmt: skip
+    assert main(given) == 0
+    text = (tmp_path / "out" / "mine.txt").read_text()
+    assert capsys.readouterr().out == text + "\n"
+    assert "$ python -m benchmarks.kv_study" in text and "weights are random" in text
+    assert "32x32, 2 chunks" in text
+    document = json.loads((tmp_path / "out" / "mine.json").read_text())
+    assert document["random_weights"] and set(document["versions"]) == {"llvq", "torch", "python"}
+    plain, int2 = document["rows"]
+    assert plain["smaller"] == 1 and int2["smaller"] == pytest.approx(16 / 2.5)
+    assert len(int2["samples"]) == 2 and set(int2["samples"][0]["chunks"][1]) == {
+        "sqnr_db", "psnr_db", "ssim"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--chunks", "1"], "has nothing to judge"),
+        (["--device", "cuda"], "torch sees no GPU"),
+        (["nowhere.pt"], "nowhere.pt"),
+        (["--identity", "no_such_module:f"], "no_such_module"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_a_sentence(
+    given: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(kv_study, "TINY", tmp_path / "none")
+    assert main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_are_those_of_the_model() -> None:
+    options = arguments(["--seeds", "3"])
+    captions = shots_of(options, is_tiny=True)
+    assert list(captions) == [0, 1, 2]
+    for (text,) in captions.values():
+        parse(text)
+    assert len(set(captions.values())) == 3
+    assert len(set(shots_of(options, is_tiny=False).values())) == 2
+    both = shots_of(arguments(["--prompt", "a", "--prompt", "b"]), is_tiny=True)
+    assert set(both.values()) == {("a", "b")}
+
+
+def test_identity_is_a_function_by_name() -> None:
+    assert load_identity(None) is None
+    assert load_identity("json:dumps") is json.dumps
+    for name in ("json:no_such", "json", ":dumps", "no_such_module:f"):
+        with pytest.raises(SessionError, match="cannot import"):
+            load_identity(name)
