@@ -1,0 +1,226 @@
+"""The example model: its data, its training steps and its files, at toy sizes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from examples.tiny_longlive import captions, data
+from examples.tiny_longlive.latents import Samples, prompts_of, stretches_of
+from examples.tiny_longlive.layouts import Layout, layout
+from examples.tiny_longlive.model import (
+    new_dit,
+    new_text_encoder,
+    read_denoiser,
+    tiny_longlive,
+    write_denoiser,
+    write_vae,
+)
+from examples.tiny_longlive.rollout import Rollout
+from examples.tiny_longlive.teacher_forcing import TeacherForcing
+from examples.tiny_longlive.tokens import encode
+from examples.tiny_longlive.train_ar import embed, flow_loss
+from examples.tiny_longlive.train_few_steps import (
+    Models,
+    critic_loss,
+    matching_loss,
+    roll,
+    sample_of,
+)
+from examples.tiny_longlive.train_vae import clips, vae_loss
+from examples.tiny_longlive.weights import Masters, frozen
+from llvq.checkpoints.model import open_model
+from llvq.models.config import ModelConfig
+from llvq.models.dit import CausalWanDit
+from llvq.models.vae import WanVae
+
+LAYOUTS = [(0, 3, None), (0, 3, 1), (30, 2, None), (30, 2, 31), (30, 2, 20)]
+
+
+def toy() -> ModelConfig:
+    config = tiny_longlive()
+    assert config.vae is not None and config.text is not None
+    return replace(
+        config,
+        dit=replace(config.dit, dim=64, ffn_dim=64, num_heads=1, num_layers=1, text_dim=32,
+                    in_dim=8, out_dim=8),
+        vae=replace(config.vae, dim=4, dec_dim=4),
+        text=replace(config.text, dim=32, attn_dim=32, ffn_dim=32, num_heads=1, num_layers=1),
+        latent_hw=(4, 4),
+    )  # fmt: skip
+
+
+def toy_samples(config: ModelConfig, chosen: Layout) -> Samples:
+    scenes = data.sample_scenes(4, 0)
+    prompts = [p for pair in zip(scenes[:2], scenes[2:], strict=True) for p in prompts_of(*pair)]
+    ids, mask = (t.view(2, 3, -1) for t in encode(prompts, config.dit.text_len))
+    latents = torch.randn(2, len(chosen.chunks), 4, config.dit.in_dim, *config.latent_hw)
+    return Samples(chosen, latents, ids, mask)
+
+
+def test_a_caption_says_everything_that_it_is_about() -> None:
+    for scene in data.sample_scenes(200, seed=3):
+        text = captions.caption(scene)
+        read = captions.parse(captions.CUT + text)
+        silent = tuple(replace(t, jitter=(0.0, 0.0), pace=1.0) for t in scene.things)
+        assert read == replace(scene, things=silent)
+
+
+def test_a_sentence_outside_the_grammar_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a sentence"):
+        captions.parse("A dog barks.")
+
+
+def test_every_caption_fits_the_text_encoder() -> None:
+    prompts = [captions.CUT + captions.caption(scene) for scene in data.sample_scenes(500, 5)]
+    ids, mask = encode(prompts, tiny_longlive().dit.text_len)
+    assert (mask.sum(1) < ids.shape[1]).all() and not (ids == 2).any()
+
+
+def test_the_same_seed_gives_the_same_pixels() -> None:
+    first, again, other = (clips(2, seed, "cpu", crop=32, frames=5) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_truth_is_where_the_pixels_are() -> None:
+    thing = captions.Thing("small", "white", "ball", "on the left", "drifts", "right")
+    batch = data.batch([captions.Scene((thing,), "navy", "plain")])
+    times = torch.tensor([[0.0, 1.0, 2.5]])
+    pixels, visible = data.draw(batch, times)
+    truth = data.truth(batch, times)
+    painted = (pixels - pixels[..., :1, :1]).abs().amax(2)
+    bright = (painted > 0.1).float()
+    where = torch.arange(data.SIZE) + 0.5
+    x = (bright * where).sum((-1, -2)) / bright.sum((-1, -2))
+    y = (bright * where[:, None]).sum((-1, -2)) / bright.sum((-1, -2))
+    found = torch.stack([x, y], -1)
+    assert torch.allclose(found, truth.centre[:, :, 0], atol=0.5)
+    assert torch.allclose(visible[0, :, 0], torch.ones(3), atol=0.02)
+    assert truth.centre[0, 1, 0, 0] - truth.centre[0, 0, 0, 0] == pytest.approx(data.SPEED)
+
+
+def test_what_is_in_front_hides_what_is_behind() -> None:
+    back = captions.Thing("small", "red", "ball", "in the center", "waits")
+    front = captions.Thing("large", "blue", "square", "in the center", "waits")
+    batch = data.batch([captions.Scene((back, front), "gray", "plain")])
+    _, visible = data.draw(batch, torch.zeros(1, 1))
+    assert visible[0, 0, 0] < 0.01 and visible[0, 0, 1] > 0.98
+
+
+def test_a_window_is_a_part_of_the_frame() -> None:
+    batch = data.batch(data.sample_scenes(1, 8))
+    whole, _ = data.draw(batch, torch.tensor([[3.0]]))
+    part, _ = data.draw(batch, torch.tensor([[3.0]]), (40, 60, 32, 16))
+    assert torch.allclose(part, whole[..., 60:76, 40:72], atol=1e-5)
+
+
+def test_stretches_are_runs_of_chunks() -> None:
+    assert stretches_of((0, 5, 6, 9)) == [(0, 1), (5, 2), (9, 1)]
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_one_pass_gives_what_the_denoiser_gives_chunk_by_chunk(case: tuple) -> None:
+    torch.manual_seed(0)
+    config = toy()
+    chosen = layout(config.stream, *case)
+    samples = toy_samples(config, chosen)
+    dit = CausalWanDit(config.dit)
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    noisy = torch.randn_like(samples.latents[:, chosen.given :])
+    times, embeds = torch.full(noisy.shape[:2], 500.0), torch.randn(2, 3, 64, 32)
+    rollout = Rollout(dit, chosen, {})
+    with torch.no_grad():
+        at_once = TeacherForcing(dit)(samples.latents, noisy, times, embeds, chosen)
+        for index, prompt in enumerate(chosen.prompts):
+            if index >= chosen.given:
+                chunk = noisy[:, index - chosen.given]
+                velocity = rollout._call(index, chunk, 500, embeds[:, prompt])[0]
+                expected = at_once[:, index - chosen.given]
+                assert torch.allclose(velocity, expected, atol=1e-5)
+            rollout.refresh(index, samples.latents[:, index], embeds[:, prompt])
+
+
+def test_vae_training_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    config = toy().vae
+    assert config is not None
+    vae, video = WanVae(config), clips(2, 0, "cpu", crop=32, frames=5)
+    masters, noise = Masters([vae], rate=4e-3), torch.randn(2, 48, 2, 2, 2)
+    losses = []
+    for _ in range(8):
+        loss, _ = vae_loss(vae, video, noise)
+        loss.backward()
+        masters.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_teacher_forcing_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    config = toy()
+    samples = toy_samples(config, layout(config.stream, 0, 2))
+    dit, text = new_dit(config), new_text_encoder(config)
+    masters, losses = Masters([dit, text], rate=3e-3, muon=True), []
+    for _ in range(30):
+        loss = flow_loss(TeacherForcing(dit), text, samples, config.stream.shift)
+        loss.backward()
+        masters.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_distribution_matching_moves_towards_the_teacher() -> None:
+    """A generator and its critic that both differ from the teacher by a shift of the head."""
+    torch.manual_seed(0)
+    config = toy()
+    samples = toy_samples(config, layout(config.stream, 0, 2))
+    teacher, text = new_dit(config), new_text_encoder(config)
+    frozen([teacher, text])
+    generator = copy.deepcopy(teacher).requires_grad_(True)
+    torch.nn.init.constant_(generator.head.head.bias, 0.5)
+    critic = copy.deepcopy(generator)
+    models = Models(*map(TeacherForcing, (generator, teacher, critic)))
+    masters = Masters([generator], rate=2e-2)
+    embeds = embed(text, samples.ids, samples.mask)
+    for step in range(20):
+        rolled = roll(models, samples, embeds, config.stream.shift, Random(step))
+        x0 = sample_of(models, rolled, embeds, samples)
+        matching_loss(models, x0, rolled.context, embeds, samples, config.stream.shift).backward()
+        masters.step()
+    times = torch.full(rolled.inputs.shape[:2], 500.0)
+    velocity = models.generator(rolled.context, rolled.inputs, times, embeds, samples.layout)
+    # The teacher's is 0, and the generator's was 0.5 everywhere.
+    assert velocity.mean().abs() < 0.25
+    loss = critic_loss(models, x0.detach(), rolled.context, embeds, samples, 5.0)
+    loss.backward()
+    assert loss > 0 and critic.head.head.bias.grad is not None
+
+
+def test_llvq_reads_what_is_written(tmp_path: Path) -> None:
+    config = toy()
+    config = replace(config, dit=replace(config.dit, in_dim=48, out_dim=48))
+    assert config.vae is not None
+    dit, text, vae = new_dit(config), new_text_encoder(config), WanVae(config.vae)
+    write_vae(tmp_path, vae, torch.arange(48.0), torch.ones(48))
+    write_denoiser(tmp_path, config, dit.state_dict(), text.state_dict())
+    model = open_model(tmp_path)
+    assert (model.config.dit, model.config.stream) == (config.dit, config.stream)
+    assert model.config.latent_hw == config.latent_hw
+    assert model.bundle.text_encoder is not None and model.bundle.tokenizer is not None
+    assert model.config.vae is not None and model.config.vae.latent_mean[5] == 5.0
+    again, _ = read_denoiser(tmp_path, config)
+    assert torch.equal(again.head.modulation, dit.head.modulation.bfloat16().float())
+
+
+def test_the_whole_model_is_at_most_40_megabytes() -> None:
+    config = tiny_longlive()
+    assert config.vae is not None and config.text is not None
+    with torch.device("meta"):
+        parts = CausalWanDit(config.dit), WanVae(config.vae), new_text_encoder(config)
+    assert sum(2 * p.numel() for part in parts for p in part.parameters()) < 40_000_000
