@@ -82,6 +82,8 @@ KV = Study(
         *READING,
         Variant("fp8", pages_of("fp8")),
         Variant("nvfp4", pages_of("nvfp4")),
+        Variant("nvfp4, sink in bf16", pages_of("nvfp4", "sink")),
+        Variant("nvfp4, newest in bf16", pages_of("nvfp4", "newest")),
         Variant("nvfp4, sink and newest in bf16", pages_of("nvfp4", "sink", "newest")),
         Variant("int4, groups of 64", pages_of("int4")),
         Variant("int2, groups of 64", pages_of("int2")),
