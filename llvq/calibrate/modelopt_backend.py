@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -115,7 +116,12 @@ def fake_quantize(x: Tensor, quantizer: Any) -> Tensor:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Importing ModelOpt warns about versions of packages that llvq has no use for."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Importing ModelOpt warns, prints and logs about packages that llvq has no use for."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
