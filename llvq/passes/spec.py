@@ -15,13 +15,20 @@ from torch.fx import GraphModule, Node
 
 from llvq.errors import SpecError
 from llvq.formats.nvfp4 import BLOCK
-from llvq.passes.builder import infer, is_call, shape
+from llvq.passes.builder import dtype, infer, is_call, shape
 from llvq.passes.canonicalize import SPELLINGS, as_cast, as_permute, as_reshape
 from llvq.passes.functional import writes_in_place
 from llvq.program import Level, Program, provenance, val, where
 
 aten = torch.ops.aten
 llvq = torch.ops.llvq
+
+QUANTIZES = (
+    llvq.quantize.default,
+    llvq.quantize_lowrank.default,
+    llvq.norm_modulate_quantize.default,
+    llvq.gelu_quantize.default,
+)
 
 Law = Callable[[Node], str | None]
 
@@ -79,11 +86,24 @@ def whole_blocks(node: Node) -> str | None:
 
 
 def quantized_once(node: Node) -> str | None:
-    """A value is quantized once, however many read it."""
+    """A value is quantized once for each scale, however many read it."""
     if not is_call(node, llvq.quantize.default):
         return None
-    twins = [u for u in node.args[0].users if is_call(u, llvq.quantize.default)]  # type: ignore[union-attr]
+    twins = [
+        user
+        for user in node.args[0].users  # type: ignore[union-attr]
+        if is_call(user, llvq.quantize.default) and user.kwargs == node.kwargs
+    ]
     return "its value is quantized more than once" if len(twins) > 1 else None
+
+
+def scalar_scale(node: Node) -> str | None:
+    """A static scale is one fp32 number, a weight: it is known before the program runs."""
+    scale = node.kwargs.get("global_scale") if is_call(node, *QUANTIZES) else None
+    if not isinstance(scale, Node):
+        return None
+    known = scale.op == "get_attr" and dtype(scale) == torch.float32 and shape(scale) == ()
+    return None if known else f"its static scale {scale.name} is no fp32 weight of one number"
 
 
 def no_loose_pairs(node: Node) -> str | None:
@@ -114,6 +134,7 @@ SPECS = (
     Spec(Level.CANONICAL, attention_raised),
     Spec(Level.QUANTIZED, whole_blocks),
     Spec(Level.QUANTIZED, quantized_once),
+    Spec(Level.QUANTIZED, scalar_scale),
     Spec(Level.FUSED, no_loose_pairs, needs_all=True),
     Spec(Level.CANONICAL, only_pages_mutate),
     Spec(Level.LOWERED, has_implementation),

@@ -12,6 +12,7 @@ from llvq.passes.builder import Builder, is_call, shape
 from llvq.passes.spec import SPECS, verify
 from llvq.program import Level, Program
 from llvq.recipe import NVFP4
+from llvq.weights import WeightRecord
 
 aten = torch.ops.aten
 llvq = torch.ops.llvq
@@ -91,6 +92,34 @@ def test_one_value_is_quantized_once(program: Program) -> None:
     twin = insert(program, node, llvq.quantize.default, *node.args)
     twin.meta["val"] = node.meta["val"]
     refused(program, "quantized more than once")
+
+
+def test_a_value_may_be_quantized_with_two_static_scales(program: Program) -> None:
+    at(program, "insert-quantize")
+    node = first(program, llvq.quantize.default)
+    builder = Builder(program, "test", node, ())
+    for name in ("one", "two"):
+        program.weights[name] = WeightRecord(name, "scale", (name,))
+        scale = builder.weight(name, torch.float32, ())
+        builder.call(llvq.quantize.default, *node.args, global_scale=scale)
+    verify(program)
+    builder.call(llvq.quantize.default, *node.args, global_scale=scale)
+    refused(program, "quantized more than once")
+
+
+def test_a_static_scale_is_a_weight_of_one_fp32_number(program: Program) -> None:
+    at(program, "insert-quantize")
+    program.weights["s"] = WeightRecord("s", "copy", ("s",))
+    for kind, sizes in ((torch.bfloat16, ()), (torch.float32, (1,))):
+        twin = program.copy()
+        place = first(twin, llvq.quantize.default)
+        builder = Builder(twin, "test", place, ())
+        scale = builder.weight("s", kind, sizes)
+        builder.call(llvq.quantize.default, *place.args, global_scale=scale)
+        refused(twin, "static scale s is no fp32 weight")
+    x = builder.call(aten.zeros.default, [])
+    builder.call(llvq.quantize.default, *place.args, global_scale=x)
+    refused(twin, "is no fp32 weight of one number")
 
 
 def test_only_pages_are_mutated(program: Program) -> None:
