@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from typer.testing import Result
 
 from llvq.cli.calibrate_options import chosen
 from llvq.errors import RecipeError
-from tests.cli.conftest import SIZE
+from tests.cli.conftest import SIZE, small_config
 
 Invoke = Callable[..., Result]
 
@@ -70,22 +72,22 @@ def test_defaults_are_those_of_the_request() -> None:
         chosen("modelopt:max", None, None, Path("a"), size="big")
 
 
-def test_calibrate_once_and_quantize_twice(
-    invoke: Invoke, checkpoint: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "p.txt").write_text("A red kite.\n")
-    words = ("--calibrate", "modelopt:max", "--calibrate-prompts", "p.txt")
+def test_calibrate_once_and_quantize_twice(invoke: Invoke, denoiser: Path, tmp_path: Path) -> None:
+    dit = small_config(whole=False).dit
+    embeds = {"prompt_embeds": torch.ones(1, dit.text_len, dit.text_dim)}
+    save_file(embeds, tmp_path / "p.safetensors")
+    words = ("--calibrate", "modelopt:max", "--calibrate-prompts", "p.safetensors")
     short = ("--calibrate-chunks", "1", "--calibrate-size", "32x32")
-    first = invoke("quantize", checkpoint, *SIZE, *words, *short, "-o", "one.nvfp4", "--json")
+    first = invoke("quantize", denoiser, *SIZE, *words, *short, "-o", "one.nvfp4", "--json")
     assert first.exit_code == 0, first.stderr
     assert json.loads(first.stdout)["program"] == "one.nvfp4"
     manifest = json.loads((tmp_path / "one.nvfp4" / "manifest.json").read_text())
     made = manifest["calibration"]
     assert (made["config"]["name"], made["videos"], made["chunks"]) == ("max", 1, 1)
-    again = invoke("quantize", checkpoint, *SIZE, *words, *short, "-o", "one.nvfp4", "--force")
+    again = invoke("quantize", denoiser, *SIZE, *words, *short, "-o", "one.nvfp4", "--force")
     assert again.exit_code == 0 and "finished before, reused" in again.stderr
     facts = tmp_path / "one.nvfp4.calibration" / "calibration.safetensors"
-    second = invoke("quantize", checkpoint, *SIZE, "--calibration", facts, "-o", "two.nvfp4")
+    second = invoke("quantize", denoiser, *SIZE, "--calibration", facts, "-o", "two.nvfp4")
     assert second.exit_code == 0, second.stderr
     one, two = ((tmp_path / n / "manifest.json").read_bytes() for n in ("one.nvfp4", "two.nvfp4"))
     assert one == two
