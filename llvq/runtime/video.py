@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -40,11 +40,16 @@ class VideoWriter:
         self._time_base = Fraction(1, fps)
         self._open = False
         _check_target(self.path, height, width)
-        with self._failing_cleanly():
+        with self._failing_cleanly(), ExitStack() as undo:
             self._container = av.open(str(self._part), "w", format="mp4")
+            self._open = True
+            undo.callback(self.discard)  # a signal may come here, and nobody has the writer yet
+            self._set_up_stream(fps, height, width)
             # PyAV creates the file at the first frame, minutes from here; a bad folder shows now.
             self._part.open("wb").close()
-            self._open = True
+            undo.pop_all()
+
+    def _set_up_stream(self, fps: int, height: int, width: int) -> None:
         self._stream = self._container.add_stream("libx264", rate=fps, options=H264_OPTIONS)
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = "yuv420p"

@@ -218,3 +218,16 @@ def test_files_that_are_no_images_are_refused(tmp_path: Path) -> None:
             read_image(path, height=16, width=16)
         assert reason in str(caught.value)
         assert str(caught.value).count("\n") == 3
+
+
+def test_a_signal_while_the_writer_is_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def terminated(*_: object) -> None:
+        (tmp_path / f".a.mp4.part-{os.getpid()}").touch()
+        raise SystemExit(143)
+
+    monkeypatch.setattr(VideoWriter, "_set_up_stream", terminated)
+    with pytest.raises(SystemExit):
+        VideoWriter(tmp_path / "a.mp4", fps=24, height=16, width=16)
+    assert list(tmp_path.iterdir()) == []
