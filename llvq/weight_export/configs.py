@@ -1,6 +1,6 @@
 """What other tools want to be told beside the tensors: config.json, headers, LongLive's dict.
 
-Facts: what ModelOpt, compressed-tensors, ComfyUI and LongLive's scripts write and look for.
+Facts: what diffusers, compressed-tensors, ComfyUI and LongLive's scripts write and look for.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import llvq
-from llvq.formats.nvfp4 import BLOCK
 from llvq.models.config import LONGLIVE2_5B, DitConfig
+from llvq.weight_export.modelopt_config import FP4
 
-PRODUCER = {"name": "llvq", "version": llvq.__version__}
-FP4 = {"num_bits": 4, "type": "float", "group_size": BLOCK}
 # Rows of diffusers' table of positions: it fails beyond them, and llvq has no such table.
 ROPE_MAX_SEQ_LEN = 1024
 
@@ -38,19 +35,6 @@ def diffusers_config(dit: DitConfig) -> dict[str, Any]:
         "image_dim": None,
         "added_kv_proj_dim": None,
         "rope_max_seq_len": ROPE_MAX_SEQ_LEN,
-    }
-
-
-def modelopt_config(ignore: Sequence[str], *, static: bool) -> dict[str, Any]:
-    """`quantization_config`; without static input scales the weights alone are NVFP4 (W4A16)."""
-    fp4 = {"dynamic": False, **FP4}
-    group = {"weights": fp4, "targets": ["Linear"]} | ({"input_activations": fp4} if static else {})
-    return {
-        "config_groups": {"group_0": group},
-        "ignore": list(ignore),
-        "quant_algo": "NVFP4" if static else "W4A16_NVFP4",
-        "producer": PRODUCER,
-        "quant_method": "modelopt",
     }
 
 

@@ -5,18 +5,14 @@ Layers with equal scales share one tensor, so the graphs are asked and not the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
 from torch import Tensor
 
 from llvq.artifact import Box
 from llvq.checkpoints.packed_scalars import neighbours
 from llvq.errors import CheckpointError
 from llvq.formats.nvfp4 import E4M3_MAX, FOUR_OVER_SIX_SCALE_MAX
+from llvq.weight_export.linears import X_GLOBAL, QuantizedLinear, quantized_linears
 
-LINEARS = ("llvq.nvfp4_linear.default", "llvq.nvfp4_linear_lowrank.default")
-X_GLOBAL, W_CODES = 2, 3
 FACT = ".input_scale"
 
 
@@ -31,13 +27,12 @@ def input_scales(program: Box) -> dict[str, str]:
         t for t, record in weights.items() if any(s.endswith(FACT) for s in record["sources"])
     }
     found: dict[str, str] = {}
-    for stage in program.manifest["stages"] if scales else ():
-        for codes, scale in _linears(program.graph(stage), scales):
-            for source in weights[codes.removesuffix(".codes")]["sources"]:
-                layer = source.removeprefix("dit.").removesuffix(".weight")
-                if scale is None:
-                    raise _untold(layer, program)
-                found[layer] = scale
+    for linear in quantized_linears(program) if scales else ():
+        scale = _scale_of(linear, scales)
+        for layer in linear.layers:
+            if scale is None:
+                raise _untold(layer, program)
+            found[layer] = scale
     return found
 
 
@@ -54,25 +49,15 @@ def as_stored_elsewhere(scale: Tensor, activation_rule: str) -> Tensor:
     return next((c for c in neighbours(guess) if c * factor == scale), guess)
 
 
-def _linears(document: Any, scales: set[str]) -> Iterator[tuple[str, str | None]]:
-    """(weight with the codes, weight with the scale of the input) of each quantized linear."""
-    nodes = {node["name"]: node for node in document["nodes"]}
-    for node in document["nodes"]:
-        if node["target"] in LINEARS:
-            codes = nodes[node["args"][W_CODES]["node"]]["target"]
-            yield codes, _scale_of(nodes, node["args"][X_GLOBAL]["node"], scales)
-
-
-def _scale_of(nodes: Mapping[str, Any], name: str, scales: set[str]) -> str | None:
+def _scale_of(linear: QuantizedLinear, scales: set[str]) -> str | None:
     """The scale itself, or the one that whatever makes the value is given."""
-    node = nodes[name]
+    node = linear.operand(X_GLOBAL)
     if node["target"] in scales:
         return str(node["target"])
-    if node["target"] == "operator.getitem":
-        node = nodes[node["args"][0]["node"]]
+    node = linear.maker(node)
     given = (*node["args"], *node["kwargs"].values())
     inputs = [value["node"] for value in given if isinstance(value, dict) and "node" in value]
-    targets = [nodes[name]["target"] for name in inputs]
+    targets = [linear.nodes[name]["target"] for name in inputs]
     return next((str(target) for target in targets if target in scales), None)
 
 

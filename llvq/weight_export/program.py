@@ -1,7 +1,8 @@
 """The denoiser's weights of a program, under the names of Wan's own files.
 
 The weight table of the manifest says which target each tensor of the checkpoint went to; stacked
-matrices are taken apart again, each with the global scale it has kept.
+matrices and branches are taken apart again, each matrix with the global scale it has kept. A norm
+that holds a smoothing factor stays as the program has it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from llvq.formats import nvfp4
 from llvq.models.config import DitConfig
 from llvq.sources import TensorSource, TensorSpec
 from llvq.weight_export.input_scales import as_stored_elsewhere, input_scales
+from llvq.weight_export.linears import PART
+from llvq.weight_export.smoothed_norms import FOLDED
+from llvq.weight_export.smoothing import Place, smoothing_of
 
-PART = "dit."
 # Ops that keep the rows of their sources; others compute something else from them.
 PLACED = ("copy", "concat", "quantize")
 
@@ -49,9 +52,12 @@ class PackedRows:
 
 
 class ProgramSource:
-    """A TensorSource over a program: the denoiser's tensors, and `X.input_scale` where static.
+    """A TensorSource over a program: the denoiser's tensors, and facts about packed linears X.
 
-    Raises CheckpointError if a tensor of the denoiser is not in the program as it was.
+    These are `X.input_scale` where static, and what X was quantized behind: `X.pre_quant_scale`,
+    `X.lora_down` and `X.lora_up`. A factor that a norm holds is not there; the norm reads as the
+    program has it, with the factor. Raises CheckpointError if a tensor of the denoiser is not in
+    the program as it was.
     """
 
     def __init__(self, program: Box) -> None:
@@ -59,15 +65,13 @@ class ProgramSource:
         names = [name for name in program.manifest["files"] if name.startswith("weights/")]
         self._weights = SafetensorsSource(program.path, [program.path / n for n in sorted(names)])
         self.config = dit_config(program)
-        self._specs = {
-            name: TensorSpec(torch.bfloat16, shape)
-            for name, shape in dit_specs(self.config).items()
-        }
+        shapes = dit_specs(self.config)
+        self._specs = {name: TensorSpec(torch.bfloat16, shape) for name, shape in shapes.items()}
         own = {PART + name for name in self._specs}
         self._rows: dict[str, tuple[str, int]] = {}
         self._packed: dict[str, PackedRows] = {}
         for target, record in program.manifest["weights"].items():
-            if record["op"] in PLACED and own & set(record["sources"]):
+            if record["op"] in (*PLACED, FOLDED) and own & set(record["sources"]):
                 self._place(target, record)
         missing = self._specs.keys() - self._rows.keys() - self._packed.keys()
         if missing:
@@ -77,12 +81,15 @@ class ProgramSource:
                 because="a pass has made it into something else, or it is of another model",
                 fix="quantize the checkpoint again with a recipe that keeps its weights apart",
             )
+        for name, place in smoothing_of(program, shapes).items():
+            self._place_fact(name, place)
         self._inputs = input_scales(program)
         self._activation_rule = program.manifest["recipe"]["linear"]["activation_rule"]
 
     def _place(self, target: str, record: Mapping[str, Any]) -> None:
         first = 0
-        for index, source in enumerate(record["sources"]):
+        sources = record["sources"][:1] if record["op"] == FOLDED else record["sources"]
+        for index, source in enumerate(sources):
             name = source.removeprefix(PART)
             if name not in self._specs:
                 raise damaged(
@@ -105,6 +112,18 @@ class ProgramSource:
                 where=str(self._path),
                 because=f"its sources have {first} rows",
             )
+
+    def _place_fact(self, name: str, place: Place) -> None:
+        held = self._weights.spec(place.target)
+        last = place.first + place.shape[0]
+        if held.shape[1:] != place.shape[1:] or held.shape[:1] < (last,):
+            raise damaged(
+                f"{place.target} is {list(held.shape)}",
+                where=str(self._path),
+                because=f"{name} is {list(place.shape)} from row {place.first} of it",
+            )
+        self._rows[name] = (place.target, place.first)
+        self._specs[name] = TensorSpec(held.dtype, place.shape)
 
     def names(self) -> Sequence[str]:
         return (*self._specs, *(f"{layer}.input_scale" for layer in self._inputs))

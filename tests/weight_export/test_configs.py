@@ -24,18 +24,6 @@ def test_diffusers_builds_the_model_from_its_config() -> None:
     assert model.proj_out.weight.shape == (48 * 4, 64)
 
 
-@pytest.mark.parametrize(("static", "algorithm"), [(True, "NVFP4"), (False, "W4A16_NVFP4")])
-def test_modelopts_own_conversion_gives_the_same_groups(static: bool, algorithm: str) -> None:
-    from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
-
-    quantization = {"quant_algo": algorithm, "exclude_modules": IGNORE, "group_size": 16}
-    theirs = convert_hf_quant_config_format({"quantization": quantization})
-    ours = configs.modelopt_config(IGNORE, static=static)
-    assert ours["config_groups"] == theirs["config_groups"]
-    assert (ours["ignore"], ours["quant_algo"]) == (theirs["ignore"], theirs["quant_algo"])
-    assert ours["quant_method"] == "modelopt"
-
-
 @pytest.mark.parametrize("static", [True, False])
 def test_compressed_tensors_takes_it_for_its_own_preset(static: bool) -> None:
     from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme

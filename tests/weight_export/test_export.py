@@ -1,11 +1,10 @@
-"""A program written for a tool reads back to the byte; what a file cannot hold is refused."""
+"""A program written for a tool reads back to the byte."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from llvq.weight_export import export as module
 from llvq.weight_export.export import Exported, export_weights
 from llvq.weight_export.formats import TOOLS
 from llvq.weight_export.program import ProgramSource
+from tests.weight_export.conftest import Made
 
 SUFFIX = {"folder": "", "safetensors": ".safetensors", "torch": ".pt"}
 INPUT = 0.0123
@@ -140,28 +140,29 @@ def test_static_scales_are_needed_by_lightx2v(program: Box, tmp_path: Path) -> N
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("fact", ["pre_quant_scale", "lora_down"])
-@pytest.mark.parametrize("format", TOOLS)
-def test_smoothed_weights_are_refused(program: Box, format: str, fact: str, tmp_path: Path) -> None:
-    name = f"dit.blocks.0.ffn.0.{fact}"
-    table = program.manifest["weights"] | {name: {"op": "copy", "sources": [name]}}
-    smoothed = replace(program, manifest={**program.manifest, "weights": table})
-    with pytest.raises(RecipeError, match=rf"cannot hold blocks\.0\.ffn\.0\.{fact}"):
-        exported(smoothed, format, tmp_path)
-
-
-def test_a_program_without_nvfp4_is_refused(
-    program: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_names_of_modelopt_for_what_weights_were_quantized_behind(
+    smoothed: Made, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ProgramSource, "packed", lambda self, name: None)
-    with pytest.raises(RecipeError, match="no weight in NVFP4"):
-        exported(program, "modelopt", tmp_path)
+    made, path = exported(smoothed.program, "modelopt", tmp_path)
+    names = set(open_tensors(path).names())
+    words = json.loads((path / "config.json").read_text())["quantization_config"]
+    svd = "blocks.0.ffn.net.2.svdquant_lora_a" in names
+    assert words["quant_algo"] == ("NVFP4_SVD" if svd else "NVFP4_AWQ")
+    assert words["config_groups"]["group_0"].get("lora_rank") == (4 if svd else None)
+    # Two of twenty are behind the norm that holds their factor.
+    assert sum(name.endswith(".pre_quant_scale") for name in names) == 18
+    assert sum("svdquant_lora_b" in name for name in names) == (20 if svd else 0)
+    assert any("18 linears multiply their input by a pre_quant_scale" in n for n in made.notes)
 
 
-@pytest.mark.usefixtures("static")
-def test_static_scales_that_a_tool_does_not_read_are_said(program: Box, tmp_path: Path) -> None:
-    made, _ = exported(program, "longlive-4o6", tmp_path)
-    assert made.notes == ("static input scales are left out: the tool scales activations at each call",)  # fmt: skip  # noqa: E501
+@pytest.mark.parametrize("smoothed", ["awq"], indirect=True)
+def test_factors_are_written_for_comfyui(smoothed: Made, tmp_path: Path) -> None:
+    _, path = exported(smoothed.program, "comfyui", tmp_path)
+    source, seen = ProgramSource(smoothed.program), read_dit(path, num_heads=2).tensors
+    factors = [name for name in source.names() if name.endswith(".pre_quant_scale")]
+    assert len(factors) == 18
+    for name in (*factors, "blocks.1.norm3.weight"):
+        assert torch.equal(seen.read(name), source.read(name)), name
 
 
 @pytest.mark.usefixtures("static")
