@@ -20,7 +20,13 @@ import llvq
 from llvq.compiler import instantiate
 from llvq.errors import TargetError
 from llvq.quality.comparison import Comparison, Video
-from llvq.quality.layers import LayerError, add_probes, quantized_layers, weight_errors
+from llvq.quality.layers import (
+    LayerError,
+    add_probes,
+    quantized_layers,
+    unmeasured,
+    weight_errors,
+)
 from llvq.quality.pair import Pair, open_pair
 from llvq.quality.rollout import (
     DEFAULT_PROMPTS,
@@ -193,6 +199,11 @@ def _notes(pair: Pair, request: Request) -> list[str]:
         notes.append("The weights are random: no number here says how a trained model fares.")
     if not pair.has_vae:
         notes.append("The program has no VAE: latents are compared, frames are not.")
+    if missing := unmeasured(pair):
+        notes.append(
+            f"{missing} linears are not in the table of layers: a norm holds their smoothing "
+            "factor, and only a checkpoint with the facts of the calibration can say what it was."
+        )
     if not request.frames:
         notes.append("No noise floor was measured (--frames runs BF16 twice more, for both ends).")
     elif pair.has_vae and find_vmaf() is None:

@@ -85,6 +85,13 @@ def quantized_layers(pair: Pair) -> list[QuantizedLayer]:
     return layers
 
 
+def unmeasured(pair: Pair) -> int:
+    """How many NVFP4 linears of the box are not among `quantized_layers`."""
+    records = pair.box.manifest["weights"].values()
+    packed = sum(len(record["sources"]) for record in records if record["op"] == "quantize")
+    return packed - len(quantized_layers(pair))
+
+
 def weight_errors(pair: Pair) -> Iterator[LayerError]:
     """Compare weights, one layer at a time and a few rows of it."""
     tensors = pair.box.tensors()

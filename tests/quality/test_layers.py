@@ -10,6 +10,7 @@ from llvq.quality import layers
 from llvq.quality.comparison import Comparison
 from llvq.quality.layers import Activation, LayerError, QuantizedLayer, layer_kind
 from llvq.quality.metrics import Energies, energies
+from llvq.quality.pair import open_pair
 
 
 def test_kind_is_what_blocks_share() -> None:
@@ -73,3 +74,11 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor) -> GraphModule:
     args = (graph.placeholder("x"), graph.get_attr("t.weight"), graph.get_attr("t.bias"))
     graph.output(graph.call_function(layers.LINEAR, args))
     return GraphModule(root, graph)
+
+
+def test_a_layer_whose_smoothing_is_nowhere_is_counted(files: object) -> None:
+    pair = open_pair(files.checkpoint, files.program)  # type: ignore[attr-defined]
+    assert layers.unmeasured(pair) == 0
+    record = pair.box.manifest["weights"]["dit.blocks.0.self_attn.o"]
+    record["facts"] = [{"pre_quant_scale": "dit.gone.pre_quant_scale"}]
+    assert layers.unmeasured(pair) == 1
