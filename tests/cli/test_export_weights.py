@@ -6,9 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import Result
 
+from llvq.calibrate.facts_file import dump_facts
+from llvq.calibrate.identity import checkpoint_digest
+from llvq.checkpoints.model import open_model
 from tests.cli.conftest import Typed
 
 Invoke = Callable[..., Result]
@@ -49,3 +54,39 @@ def test_what_a_tool_cannot_read_is_refused(invoke: Invoke, program: Typed, tmp_
     assert "needs static input scales" in result.stderr
     assert "--target means nothing to --format comfyui" in target.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_calibrated_program_leaves_and_returns(
+    invoke: Invoke, denoiser: Path, tmp_path: Path
+) -> None:
+    """Facts through --calibration, out as ModelOpt's, in again, and out: the same files."""
+    facts = facts_for(denoiser)
+    made = {"checkpoint": checkpoint_digest(open_model(denoiser).source, "dit.")}
+    (tmp_path / "calibration.safetensors").write_bytes(dump_facts(facts, made))
+    words = ("quantize", denoiser, "--calibration", "calibration.safetensors")
+    assert (done := invoke(*words, "-o", "a.nvfp4")).exit_code == 0, done.stderr
+    first = invoke("export", "a.nvfp4", "--format", "modelopt", "-o", "a")
+    assert first.exit_code == 0, first.stderr
+    assert "9 linears multiply their input by a pre_quant_scale" in " ".join(first.stderr.split())
+    assert (done := invoke("quantize", "a", "-o", "b.nvfp4")).exit_code == 0, done.stderr
+    assert (done := invoke("export", "b.nvfp4", "--format", "modelopt", "-o", "b")).exit_code == 0
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == ["config.json", "diffusion_pytorch_model.safetensors"]
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    refused = invoke("export", "a.nvfp4", "--format", "comfyui")
+    assert refused.exit_code == 2 and "low-rank branches of 10 linears" in refused.stderr
+
+
+def facts_for(checkpoint: Path) -> dict[str, Tensor]:
+    """Factors and branches of every linear of the blocks, each its own."""
+    source, found = open_model(checkpoint).source, {}
+    random = torch.Generator().manual_seed(1)
+    for name in source.names():
+        shape, layer = source.spec(name).shape, name.removesuffix(".weight")
+        if ".blocks." in name and name.endswith(".weight") and len(shape) == 2:
+            found[f"{layer}.input_scale"] = torch.tensor(0.003)
+            found[f"{layer}.pre_quant_scale"] = torch.rand(shape[1], generator=random) + 0.5
+            found[f"{layer}.lora_down"] = torch.randn(4, shape[1], generator=random) * 0.1
+            found[f"{layer}.lora_up"] = torch.randn(shape[0], 4, generator=random) * 0.1
+    return found

@@ -50,19 +50,17 @@ def test_awq_is_named_as_there_and_has_groups_besides() -> None:
 
 def test_the_quant_algo_is_the_one_that_modelopt_gives_such_linears() -> None:
     """Of one linear with a factor, and of one with a branch besides."""
-    import torch
     from modelopt.torch.export.model_config import (
         QUANTIZATION_NVFP4_AWQ,
         QUANTIZATION_NVFP4_SVDQUANT,
     )
     from modelopt.torch.export.quant_utils import process_layer_quant_config
 
-    del torch
     for kind, beside in ((QUANTIZATION_NVFP4_AWQ, SMOOTHED), (QUANTIZATION_NVFP4_SVDQUANT, RANK_4)):
         record = {"a.quantization": kind, "a.awq_block_size": 16, "b.quantization": "nvfp4"}
         record["b.awq_block_size"] = 16
         layer = process_layer_quant_config(record)["quantized_layers"]["a"]
-        mixed = modelopt_config(IGNORE, {"a": beside, "b": Beside(rank=0)}, static=True)
+        mixed = modelopt_config(IGNORE, {"a": beside, "b": Beside()}, static=True)
         if beside.rank:
             assert mixed["quant_algo"] == "MIXED_PRECISION"
             assert mixed["quantized_layers"]["a"] == layer
