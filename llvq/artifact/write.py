@@ -17,6 +17,7 @@ import torch
 from llvq import canonical_json
 from llvq.artifact import manifest as rules
 from llvq.artifact.files import files_in, sha256_of
+from llvq.artifact.place import take_place
 from llvq.artifact.read import check_graphs
 from llvq.errors import OutputError
 
@@ -106,7 +107,7 @@ class BoxWriter:
         data = canonical_json.dumps(manifest)
         (self._part / rules.SEAL).write_bytes(rules.seal(data))
         (self._part / rules.MANIFEST).write_bytes(data)
-        self._move_into_place()
+        take_place(self._part, self.path, self._old)
         self._finished = True
         return hashlib.sha256(data).hexdigest()
 
@@ -138,18 +139,6 @@ class BoxWriter:
             for name, entry in files_in(self._part)
             if not name.startswith(rules.REPORT + "/")
         }
-
-    def _move_into_place(self) -> None:
-        if not os.path.lexists(self.path):
-            os.rename(self._part, self.path)
-            return
-        os.rename(self.path, self._old)
-        try:
-            os.rename(self._part, self.path)
-        except OSError:
-            os.rename(self._old, self.path)
-            raise
-        shutil.rmtree(self._old)
 
     def _is_ours(self, error: OSError) -> bool:
         """Not a checkpoint that could not be read: only what concerns the folder we write."""

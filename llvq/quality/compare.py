@@ -92,7 +92,7 @@ def compare(
     before_and_after, nbytes = structure(pair), sizes(pair)
     layers = _compare_weights(pair, tell)
     video = _compare_videos(pair, request, layers, tell)
-    measured, notes = _measured(pair, request), _notes(pair, request)
+    measured, notes = _measured(pair, request), _notes(pair, request, video)
     return Comparison(measured, notes, before_and_after, nbytes, layers, video)
 
 
@@ -191,7 +191,7 @@ def _measured(pair: Pair, request: Request) -> dict[str, Any]:
     }
 
 
-def _notes(pair: Pair, request: Request) -> list[str]:
+def _notes(pair: Pair, request: Request, video: Video) -> list[str]:
     notes = [
         "The same weights, noise, prompts and schedule on both sides; only the recipe differs."
     ]
@@ -206,7 +206,7 @@ def _notes(pair: Pair, request: Request) -> list[str]:
         )
     if not request.frames:
         notes.append("No noise floor was measured (--frames runs BF16 twice more, for both ends).")
-    elif pair.has_vae and find_vmaf() is None:
+    elif pair.has_vae and not any(e.frames and e.frames.vmaf is not None for e in video.free):
         notes.append("No VMAF: there is no ffmpeg with libvmaf on the PATH.")
     return notes
 

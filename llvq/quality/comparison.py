@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -43,7 +44,7 @@ class Video:
         }
         return {name: errors for name, errors in named.items() if errors is not None}
 
-    @property
+    @cached_property
     def health(self) -> dict[str, list[Health]]:
         """The health of both sides, chunk by chunk; empty lists without frames."""
         return {"bf16": chunk_health(self.baseline), "nvfp4": chunk_health(self.quantized)}

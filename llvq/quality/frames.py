@@ -27,9 +27,10 @@ class FrameError:
 
 def frame_error(reference: Tensor, value: Tensor, vmaf: Vmaf | None = None) -> FrameError:
     """Compare uint8 frames [F, H, W, 3]; VMAF where it is given."""
-    coarse = [ms_ssim(*frame) for frame in zip(reference.split(1), value.split(1), strict=True)]
+    frames = list(zip(reference.split(1), value.split(1), strict=True))
+    coarse = [ms_ssim(*frame) for frame in frames]
     multi = [float(found) for found in coarse if found is not None]
-    fine = [float(ssim(*frame)) for frame in zip(reference.split(1), value.split(1), strict=True)]
+    fine = [float(ssim(*frame)) for frame in frames]
     return FrameError(
         psnr_db=psnr_db(reference, value),
         ssim=sum(fine) / len(fine),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
+from llvq.artifact.place import take_place
 from llvq.errors import OutputError
 
 SUFFIX = ".onnx"
@@ -44,25 +45,13 @@ class OnnxFolder:
     ) -> None:
         try:
             if error is None:
-                self._move_into_place()
+                take_place(self._part, self.path, self._old)
         except OSError as failure:
             raise self._failed(failure) from failure
         finally:
             shutil.rmtree(self._part, ignore_errors=True)
         if isinstance(error, OSError) and not isinstance(error, OutputError):
             raise self._failed(error) from error
-
-    def _move_into_place(self) -> None:
-        if not os.path.lexists(self.path):
-            os.rename(self._part, self.path)
-            return
-        os.rename(self.path, self._old)
-        try:
-            os.rename(self._part, self.path)
-        except OSError:
-            os.rename(self._old, self.path)
-            raise
-        shutil.rmtree(self._old)
 
     def _failed(self, error: OSError) -> OutputError:
         return OutputError(
