@@ -82,6 +82,12 @@ class TargetError(LlvqError, RuntimeError):
     kind = "target"
 
 
+class KernelError(LlvqError, RuntimeError):
+    """A kernel is missing, cannot be built or launched, or fails its self-check."""
+
+    kind = "kernel"
+
+
 class CacheError(LlvqError, ValueError):
     """A KV cache layout or a page request that cannot be honoured."""
 
