@@ -1,6 +1,15 @@
 """The llvq dialect: every op the compiler raises to, fuses into, and the runtime executes."""
 
 from llvq.dialect.cache_ops import paged_attention, paged_attention_kept, write_kept, write_page
+from llvq.dialect.fp8_attention_ops import attention_fp8, paged_attention_fp8
+from llvq.dialect.fp8_ops import (
+    add_norm_quantize_fp8,
+    fp8_linear,
+    gelu_quantize_fp8,
+    norm_modulate_quantize_fp8,
+    quantize_fp8,
+    widen,
+)
 from llvq.dialect.lowrank_ops import lowrank_add, nvfp4_linear_lowrank, quantize_lowrank
 from llvq.dialect.model_ops import (
     attention,
@@ -18,6 +27,7 @@ from llvq.dialect.nvfp4_ops import (
     quantize,
 )
 from llvq.dialect.registry import BF16_ROUNDING, DIALECT, EXACT, Op, Tolerance, known_ops
+from llvq.dialect.w4a16_ops import nvfp4_linear_w4a16
 
 __all__ = [
     "BF16_ROUNDING",
@@ -25,23 +35,32 @@ __all__ = [
     "EXACT",
     "Op",
     "Tolerance",
+    "add_norm_quantize_fp8",
     "attention",
+    "attention_fp8",
     "dequantize",
+    "fp8_linear",
     "gate_residual",
     "gelu_quantize",
+    "gelu_quantize_fp8",
     "known_ops",
     "lowrank_add",
     "norm_modulate",
     "norm_modulate_quantize",
+    "norm_modulate_quantize_fp8",
     "nvfp4_linear",
     "nvfp4_linear_lowrank",
+    "nvfp4_linear_w4a16",
     "paged_attention",
+    "paged_attention_fp8",
     "paged_attention_kept",
     "quantize",
+    "quantize_fp8",
     "quantize_lowrank",
     "rms_norm",
     "rms_norm_rope",
     "rope",
+    "widen",
     "write_kept",
     "write_page",
 ]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llvq.errors import CacheError
-from llvq.formats import kv_integer, nvfp4
+from llvq.formats import fp8, kv_integer, nvfp4
 from llvq.formats.kv_slots import PageSpec, load, store
 
 BLOCK_RULE = "four_over_six"
@@ -32,6 +32,8 @@ class KvFormat:
     write(pages, layer, which, slot, x): x [N, H, D] replaces slot (0-d int tensor) in place;
         `which` is 0 for K and 1 for V.
     read(pages, layer, which, table, dtype) -> [T * N, H, D] of the slots in table [T], in order.
+    bound(pages, layer, which, table) -> fp32 [T]: what no magnitude of each slot exceeds, by its
+        scales alone where it has any.
     packed: values in one element of the first page tensor.
     """
 
@@ -39,6 +41,7 @@ class KvFormat:
     specs: Callable[[int, int, int, int, int, torch.dtype], tuple[PageSpec, ...]]
     write: Callable[[Sequence[Tensor], int, int, Tensor, Tensor], None]
     read: Callable[[Sequence[Tensor], int, int, Tensor, torch.dtype], Tensor]
+    bound: Callable[[Sequence[Tensor], int, int, Tensor], Tensor]
     packed: int = 1
 
     def bytes_per_chunk(
@@ -65,6 +68,10 @@ def _none_read(
     return load(pages[0][layer, which], table).flatten(0, 1).to(dtype)
 
 
+def _none_bound(pages: Sequence[Tensor], layer: int, which: int, table: Tensor) -> Tensor:
+    return load(pages[0][layer, which], table).abs().amax((1, 2, 3)).float()
+
+
 def _fp8_specs(
     layers: int, slots: int, tokens: int, heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[PageSpec, ...]:
@@ -76,12 +83,9 @@ def _fp8_specs(
 
 
 def _fp8_write(pages: Sequence[Tensor], layer: int, which: int, slot: Tensor, x: Tensor) -> None:
-    """One scale per chunk, amax / 448, or 1 where that is zero."""
-    limit = nvfp4.E4M3_MAX
-    scale = nvfp4.amax_of(x).float() / limit
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    values = (x.float() / scale).clamp_(-limit, limit).to(torch.float8_e4m3fn)
-    store(pages[0][layer, which], slot, values)
+    """One scale per chunk."""
+    scale = fp8.scale_of(nvfp4.amax_of(x))
+    store(pages[0][layer, which], slot, fp8.encode(x, scale))
     store(pages[1][layer, which], slot, scale)
 
 
@@ -91,6 +95,10 @@ def _fp8_read(
     values = load(pages[0][layer, which], table).float()
     scale = load(pages[1][layer, which], table).view(-1, 1, 1, 1)
     return values.mul_(scale).flatten(0, 1).to(dtype)
+
+
+def _fp8_bound(pages: Sequence[Tensor], layer: int, which: int, table: Tensor) -> Tensor:
+    return load(pages[1][layer, which], table) * nvfp4.E4M3_MAX
 
 
 def _nvfp4_specs(
@@ -124,18 +132,23 @@ def _nvfp4_read(
     return nvfp4.dequantize(codes, scales, g.view(-1, 1, 1, 1), dtype).flatten(0, 1)
 
 
+def _nvfp4_bound(pages: Sequence[Tensor], layer: int, which: int, table: Tensor) -> Tensor:
+    return load(pages[2][layer, which], table) * (nvfp4.E2M1_MAX * nvfp4.E4M3_MAX)
+
+
 KV_FORMATS = {
     kind.name: kind
     for kind in (
-        KvFormat("none", _none_specs, _none_write, _none_read),
-        KvFormat("fp8", _fp8_specs, _fp8_write, _fp8_read),
-        KvFormat("nvfp4", _nvfp4_specs, _nvfp4_write, _nvfp4_read, packed=2),
+        KvFormat("none", _none_specs, _none_write, _none_read, _none_bound),
+        KvFormat("fp8", _fp8_specs, _fp8_write, _fp8_read, _fp8_bound),
+        KvFormat("nvfp4", _nvfp4_specs, _nvfp4_write, _nvfp4_read, _nvfp4_bound, packed=2),
         *(
             KvFormat(
                 f"int{bits}",
                 partial(kv_integer.specs, bits),
                 partial(kv_integer.write, bits),
                 partial(kv_integer.read, bits),
+                partial(kv_integer.bound, bits),
                 packed=8 // bits,
             )
             for bits in (4, 2)

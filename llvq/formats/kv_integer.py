@@ -54,6 +54,13 @@ def read(
     return dequantize(unpack(packed, bits), scale, zero).flatten(0, 1).to(dtype)
 
 
+def bound(bits: int, pages: Sequence[Tensor], layer: int, which: int, table: Tensor) -> Tensor:
+    """The largest magnitude that an end of a group has, fp32 [T]."""
+    scale, zero = (load(page[layer, which], table).float() for page in pages[1:])
+    highest = zero + scale * (2**bits - 1)
+    return torch.maximum(zero.abs(), highest.abs()).amax((1, 2, 3))
+
+
 def quantize(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """x [..., D] -> codes uint8 [..., D], scale and zero bf16 [..., D / 64].
 

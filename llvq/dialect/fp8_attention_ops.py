@@ -1,0 +1,107 @@
+"""Attention in FP8: Q, K, V and the softmax weights are E4M3, sums and softmax are fp32.
+
+Q has one scale per token and head. K has one scale for all of it, and V another, so that neither
+product needs more than one factor. Weights are at most 1 and are scaled by 256. Shapes: B, N, M, H,
+D as in model_ops, P pages of history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llvq.dialect.model_ops import rope
+from llvq.dialect.registry import Tolerance, op
+from llvq.formats import fp8
+from llvq.formats.kv import KV_FORMATS
+
+WEIGHT_SCALE = 256.0
+# A kernel that sees the keys block by block rounds weights below a running maximum, and rescales
+# later: another rounding of the same weights, each within half a step of E4M3, a sixteenth of it.
+WEIGHT_ROUNDING = Tolerance(2**-4)
+
+
+def _attention_fp8_fake(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+@op(fake=_attention_fp8_fake, tolerance=WEIGHT_ROUNDING)
+def attention_fp8(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
+    """Softmax attention in FP8: q [B, N, H, D], k and v [B, M, H, D]; the dtype of q."""
+    k_scale, v_scale = (fp8.scale_of(x.abs().amax()) for x in (k, v))
+    return _attend(q, k, v, k_scale, v_scale, scale)
+
+
+def _paged_attention_fp8_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    layer: int,
+    kv_format: str,
+) -> Tensor:
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+@op(fake=_paged_attention_fp8_fake, tolerance=WEIGHT_ROUNDING)
+def paged_attention_fp8(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    layer: int,
+    kv_format: str,
+) -> Tensor:
+    """`paged_attention` in FP8: a chunk [1, N, H, D] over the pages of `table` and itself.
+
+    History is what its pages decode to in fp32. The scale of K and that of V cover the window: the
+    largest magnitude of the chunk's own, and the bound that each page gives without its values
+    being read. With cos and sin (relative positions) raw K is rotated as `paged_attention` does
+    it, in the dtype of k; a rotation may make a bound sqrt(2) times as large.
+    """
+    read, bound = KV_FORMATS[kv_format].read, KV_FORMATS[kv_format].bound
+    window_k, window_v = (
+        torch.cat([read(pages, layer, which, table, torch.float32)[None], own.float()], dim=1)
+        for which, own in enumerate((k, v))
+    )
+    bound_k, bound_v = (bound(pages, layer, which, table) for which in (0, 1))
+    if cos is not None and sin is not None:
+        window, own = window_k.shape[1], q.shape[1]
+        q = rope.reference(q, cos[window - own : window], sin[window - own : window])
+        window_k = rope.reference(window_k.to(k.dtype), cos[:window], sin[:window])
+        bound_k = bound_k * 2**0.5
+    k_scale = _window_scale(window_k[:, -k.shape[1] :], bound_k)
+    v_scale = _window_scale(v, bound_v)
+    return _attend(q, window_k, window_v, k_scale, v_scale, scale)
+
+
+def _window_scale(own: Tensor, bounds: Tensor) -> Tensor:
+    """The scale of a window of K or V, fp32 [], from its own chunk and the bounds of pages [P]."""
+    return fp8.scale_of(torch.cat([own.abs().amax().float().view(1), bounds]).amax())
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor, scale: float | None
+) -> Tensor:
+    """Head by head, to keep the scores of one in memory: [B, N, M] in fp32."""
+    q_values, q_scale = fp8.quantize(q, (-1,))
+    k_values, v_values = fp8.encode(k, k_scale), fp8.encode(v, v_scale)
+    factor = q_scale * k_scale * (q.shape[-1] ** -0.5 if scale is None else scale)
+    heads = []
+    for h in range(q.shape[2]):
+        q_h, k_h, v_h = (x[:, :, h].float() for x in (q_values, k_values, v_values))
+        scores = q_h @ k_h.transpose(1, 2) * factor[:, :, h]
+        weights = (scores - scores.amax(-1, keepdim=True)).exp() * WEIGHT_SCALE
+        total = weights.sum(-1, keepdim=True)
+        heads.append(weights.to(fp8.DTYPE).float() @ v_h * v_scale / total)
+    return torch.stack(heads, dim=2).to(q.dtype)
