@@ -31,6 +31,7 @@ from llvq.plan_memory import (
     weight_specs,
 )
 from llvq.recipe import Recipe, recipe_from_dict
+from llvq.roofline import Roofline, roofline
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import RunFacts
 
@@ -78,7 +79,7 @@ class Plan:
     the text encoder, which are given back before the others are loaded.
 
     `generated` is False for a target that has no code generation yet. `excluded` maps a glob of the
-    recipe to the linears of the denoiser that it keeps.
+    recipe to the linears of the denoiser that it keeps. `roofline` is there for the chips of GPUs.
     """
 
     target: str
@@ -89,6 +90,7 @@ class Plan:
     kv: KvUse | None
     stages: tuple[StageUse, ...]
     excluded: Mapping[str, tuple[str, ...]]
+    roofline: Roofline | None
 
     @property
     def workspace(self) -> int:
@@ -168,6 +170,7 @@ def _plan(
         kv=kv_use(facts),
         stages=tuple(_use(name, stages[name], facts) for name in _in_order(stages)),
         excluded=_excluded(stages, recipe),
+        roofline=roofline(stages, facts, target, chosen),
     )
 
 

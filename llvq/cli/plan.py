@@ -49,6 +49,7 @@ def plan(
 ) -> None:
     """Plan memory: weights, KV pages, VAE state and workspace, without touching a weight.
 
+    For the chip of a GPU, a roofline estimates the time of each op from the vendor's datasheet.
     The target may be one that llvq has no code generation for yet; the plan says so.
 
     \b
@@ -125,6 +126,7 @@ def _verdict(plan: Plan, memory: float | None) -> dict[str, Any] | None:
 
 
 def _show(plan: Plan, memory: float | None) -> None:
+    from llvq.cli.roofline_table import print_roofline
     from llvq.cli.table import print_table
 
     label = "" if plan.generated else " (planned only: no code generation for it yet)"
@@ -148,6 +150,8 @@ def _show(plan: Plan, memory: float | None) -> None:
     if verdict is not None:
         word = "fits, with" if verdict["fits"] else "does not fit: it lacks"
         print(f"\n{memory:g} GiB {word} {abs(verdict['spare']) / GIB:.2f} GiB")
+    if plan.roofline is not None:
+        print_roofline(plan.roofline)
 
 
 def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:

@@ -61,6 +61,20 @@ def test_tables_of_a_known_model() -> None:
     assert f"80 GiB fits, with {spare['memory']['spare'] / 2**30:.2f} GiB" in text
 
 
+@pytest.mark.usefixtures("_compiled_already")
+def test_a_gpu_gets_a_roofline_that_says_what_it_is() -> None:
+    text = run("--model", "tiny", "--target", "sm_100a")
+    assert text.count("estimate, not a measurement") >= 3 and "HGX B200" in text
+    document = json.loads(run("--model", "tiny", "--target", "sm_100a", "--json"))["roofline"]
+    assert document["label"] == "estimate, not a measurement" and document["assumptions"]
+    (estimate,) = document["estimates"]
+    assert estimate["product"]["source"].startswith("NVIDIA Blackwell datasheet")
+    assert sum(op["seconds"] for op in estimate["ops"]) == pytest.approx(
+        estimate["stages"]["denoise"]
+    )
+    assert "estimate" not in run("--model", "tiny", "--target", "cpu")
+
+
 def test_every_published_model_can_be_planned() -> None:
     assert (*PUBLISHED, "tiny") == BUILTIN
 
