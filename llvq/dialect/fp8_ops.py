@@ -160,4 +160,4 @@ def add_norm_quantize_fp8(
         normed = norm_modulate.reference(total, modulation_scale, modulation_shift, eps)
     else:
         normed = F.layer_norm(total, total.shape[-1:], weight, bias, eps)
-    return total, *quantize_fp8.reference(normed)
+    return total.contiguous(), *quantize_fp8.reference(normed)

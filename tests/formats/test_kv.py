@@ -102,6 +102,32 @@ def test_zeros_and_non_finite_values(name: str) -> None:
     assert got[TOKENS, 0, 0].isnan()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bound_of_a_slot_holds_and_is_near(name: str) -> None:
+    kind = KV_FORMATS[name]
+    pool = make_pool(kind)
+    for slot in range(SLOTS):
+        kind.write(pool, 1, 1, torch.tensor(slot), chunk(slot, scale=-(10.0**slot)))
+    table = torch.tensor([3, 0, 2])
+    bound = kind.bound(pool, 1, 1, table)
+    read = kind.read(pool, 1, 1, table, torch.float32).unflatten(0, (3, TOKENS))
+    amax = read.abs().amax((1, 2, 3))
+    assert bound.dtype == torch.float32 and bound.shape == (3,)
+    # NVFP4 pages follow four-over-six: their global scale leaves 448/256 of headroom.
+    assert (bound >= amax * (1 - 1e-6)).all() and (bound <= amax * 1.8).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bound_of_nothing_and_of_nan(name: str) -> None:
+    kind = KV_FORMATS[name]
+    pool = make_pool(kind)
+    assert kind.bound(pool, 0, 0, torch.tensor([], dtype=torch.int64)).shape == (0,)
+    spoiled = chunk(1)
+    spoiled[2, 1, 3] = torch.nan
+    kind.write(pool, 0, 0, torch.tensor(1), spoiled)
+    assert kind.bound(pool, 0, 0, torch.tensor([1])).isnan().all()
+
+
 def test_bytes_per_chunk() -> None:
     """LongLive-2.0: 8 frames of 880 tokens, 24 heads of 128, 30 layers."""
     sizes = {
