@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from typing import Any
 
@@ -12,16 +13,33 @@ from llvq.program import Program, val
 
 
 class Builder:
-    """Creates nodes in front of a root, with inferred values and a record of their origin."""
+    """Creates nodes in front of a root, with inferred values and a record of their origin.
+
+    `root` is the node whose module and source line the new nodes inherit.
+    """
 
     def __init__(self, program: Program, rule: str, root: Node, origin: tuple[Node, ...]) -> None:
-        self.program, self.root = program, root
+        self.program, self.root, self.place = program, root, root
         self.graph: Graph = root.graph
         self.note = {"rule": rule, "from": [node.name for node in reversed(origin)]}
 
+    def at(self, place: Node, *, like: Node | None = None) -> Builder:
+        """The same, but that it inserts in front of `place`, with the module and line of `like`."""
+        twin = copy.copy(self)
+        twin.place, twin.root = place, like or self.root
+        return twin
+
+    def once(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """The call with these arguments that is there (the first is a node), else a new one."""
+        for user in args[0].users:
+            same = is_call(user, target) and (user.args, user.kwargs) == (args, kwargs)
+            if same and user < self.place:
+                return user
+        return self.call(target, *args, **kwargs)
+
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """Insert a call; its value is inferred by running the op on meta tensors."""
-        with self.graph.inserting_before(self.root):
+        with self.graph.inserting_before(self.place):
             node = self.graph.call_function(target, args, kwargs)
         node.meta["val"] = infer(node)
         for key in ("nn_module_stack", "stack_trace"):
@@ -32,7 +50,7 @@ class Builder:
 
     def parts(self, made: Node, count: int) -> tuple[Node, ...]:
         """The results of a call that gives several."""
-        return tuple(self.call(operator.getitem, made, i) for i in range(count))
+        return tuple(self.once(operator.getitem, made, i) for i in range(count))
 
     def reshape(self, x: Node, shape: tuple[int, ...] | list[int]) -> Node:
         """`x` as `shape`; `x` itself, or what it was reshaped from, where that has the shape."""
@@ -45,7 +63,7 @@ class Builder:
         """Read a weight of the plan by name."""
         gm = self.program.graph
         set_attribute(gm, name, torch.empty(shape, dtype=dtype, device="meta"))
-        with self.graph.inserting_before(self.root):
+        with self.graph.inserting_before(self.place):
             node = self.graph.get_attr(name)
         node.meta["val"] = torch.empty(shape, dtype=dtype, device="meta")
         return node

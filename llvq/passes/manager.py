@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from llvq.calibration import Calibration
 from llvq.errors import OutputError
@@ -155,16 +155,34 @@ def check_tolerances(pipeline: Sequence[Pass], recipe: Recipe) -> None:
 
 
 def _run_one(program: Program, ctx: Context, step: Pass) -> Report:
-    before, calls, start = _size(program), program.op_counts(), time.perf_counter()
+    before = measure(program)
     ctx.pass_name = step.name
     books = step.function(program, Context(ctx.recipe) if step.whole else ctx)
     if step.whole or not ctx.exhausted:
         refuse_misses(step.name, books, tolerable=not step.whole)
     program.level = step.reaches
     verify(program, limited=ctx.exhausted)
-    spent = (time.perf_counter() - start) * 1e3
-    level, nodes = step.reaches.name.lower(), (before, _size(program))
-    ops = changes(calls, program.op_counts())
+    return report(step, books, before, measure(program))
+
+
+class Measure(NamedTuple):
+    """What a report compares: nodes, calls of each op, and the time in seconds."""
+
+    nodes: int
+    calls: Counter[str]
+    seconds: float
+
+
+def measure(program: Program) -> Measure:
+    nodes = sum(len(gm.graph.nodes) for gm in program.graphs.values())
+    return Measure(nodes, program.op_counts(), time.perf_counter())
+
+
+def report(step: Pass, books: Sequence[Book], before: Measure, after: Measure) -> Report:
+    """The line of the pass table for what a pass did between two measures."""
+    spent = (after.seconds - before.seconds) * 1e3
+    level, nodes = step.reaches.name.lower(), (before.nodes, after.nodes)
+    ops = changes(before.calls, after.calls)
     return Report(step.name, level, step.numerics, tuple(books), nodes, spent, ops)
 
 
@@ -192,7 +210,3 @@ def _write(folder: Path, name: str, text: str) -> None:
             because=error.strerror or str(error),
             fix="choose another folder with --dump",
         ) from error
-
-
-def _size(program: Program) -> int:
-    return sum(len(gm.graph.nodes) for gm in program.graphs.values())

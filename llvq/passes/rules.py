@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from llvq.calibration import Calibration
 from llvq.matcher import match
@@ -89,13 +89,22 @@ def apply_rules(program: Program, ctx: Context, name: str, rules: tuple[Rule, ..
 
 
 def apply_rule(program: Program, ctx: Context, pass_name: str, rule: Rule) -> Book:
-    """Rewrite every site of one rule, outermost roots first, and account for every site."""
-    graph = program.graph.graph
-    sites = [node for node in graph.nodes if rule.anchor(node)]
-    book = Book(rule.name, sites=len(sites))
+    """Rewrite every site of one rule in every graph, and account for every site."""
+    book = Book(rule.name)
+    for gm in program.graphs.values():
+        _apply(program, gm, ctx, pass_name, rule, book)
+    return book
+
+
+def _apply(
+    program: Program, gm: GraphModule, ctx: Context, pass_name: str, rule: Rule, book: Book
+) -> None:
+    """Rewrite the sites of one graph, outermost roots first."""
+    sites = [node for node in gm.graph.nodes if rule.anchor(node)]
+    book.sites += len(sites)
     left = dict.fromkeys(_not_excluded(rule, sites, book, ctx.recipe))
     deepest: dict[Node, Miss] = {}
-    for root in reversed(_roots(graph, rule)):
+    for root in reversed(_roots(gm.graph, rule)):
         found = _try(rule, root)
         if isinstance(found, Miss):
             _keep_deepest(deepest, found)
@@ -105,8 +114,7 @@ def apply_rule(program: Program, ctx: Context, pass_name: str, rule: Rule) -> Bo
             _rewrite(program, ctx, rule, found, book, len(covered))
             left = {node: None for node in left if node not in covered}
     _account_misses(book, list(left), deepest, ctx, pass_name)
-    finish(program.graph)
-    return book
+    finish(gm)
 
 
 def _not_excluded(rule: Rule, sites: list[Node], book: Book, recipe: Recipe) -> list[Node]:

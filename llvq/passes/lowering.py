@@ -1,0 +1,69 @@
+"""lowering: a staged program becomes what a target's numerics compute, before kernels are chosen.
+
+A program says W4A4: NVFP4 on both sides of every quantized linear, attention in the dtype of the
+model. `w4a4` and `w4a4-emulated` run it as it is. The others rewrite its stages here, on export:
+weights, inputs, outputs and the level stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from torch.fx import GraphModule
+
+from llvq.errors import TargetError
+from llvq.passes.activations_in_bf16 import activations_in_bf16
+from llvq.passes.activations_to_fp8 import activations_to_fp8
+from llvq.passes.attention_to_fp8 import attention_to_fp8
+from llvq.passes.books import Book
+from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
+from llvq.passes.manager import Pass, Report, measure, report
+from llvq.passes.rules import Context
+from llvq.passes.spec import verify_graph
+from llvq.program import Level, Program
+from llvq.recipe import Recipe
+
+LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
+    {
+        "w4a4": (),
+        "w4a4-emulated": (),
+        "w4a8": (
+            Pass(activations_to_fp8, Level.STAGED, "rounds"),
+            Pass(fuse_add_norm_fp8, Level.STAGED, "exact"),
+            Pass(attention_to_fp8, Level.STAGED, "rounds"),
+        ),
+        "w4a16": (Pass(activations_in_bf16, Level.STAGED, "rounds"),),
+    }
+)
+
+
+def lower_to_numerics(
+    graphs: dict[str, GraphModule], numerics: str, recipe: Recipe
+) -> list[Report]:
+    """Rewrite the stages in place. Raises TargetError for what these numerics cannot do yet."""
+    program = Program(graphs, (), (), Level.STAGED)
+    return [_run(program, Context(recipe), step, numerics) for step in LOWERINGS[numerics]]
+
+
+def _run(program: Program, ctx: Context, step: Pass, numerics: str) -> Report:
+    before = measure(program)
+    books = step.function(program, ctx)
+    _refuse_misses(step, books, numerics)
+    for name, gm in program.graphs.items():
+        verify_graph(name, gm, step.reaches)
+    return report(step, books, before, measure(program))
+
+
+def _refuse_misses(step: Pass, books: Sequence[Book], numerics: str) -> None:
+    """No recipe can accept a miss here: what is left would have no implementation."""
+    for book in books:
+        assert book.balanced, f"the book of {book.rule} does not balance: {book}"
+        if book.misses:
+            first = book.misses[0]
+            raise TargetError(
+                f"{numerics} cannot run {len(book.misses)} of {book.sites} sites of {step.name}",
+                where=first.where,
+                because=first.reason,
+                fix="choose other numerics, or exclude the layer in the recipe and quantize again",
+            )
