@@ -222,7 +222,7 @@ class Interpreted:
         values = {name: argument(value, types[name])
                   for name, value in zip(types, present, strict=True)}  # fmt: skip
         blocks = (*grid, 1, 1)[:3]
-        with interpreting():
+        with interpreting(), np.errstate(all="ignore"):
             run = rewritten(kernel)
             interpreter.interpreter_builder.set_grid_dim(*blocks)
             for place in product(*map(range, blocks)):
