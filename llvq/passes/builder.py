@@ -30,10 +30,14 @@ class Builder:
         return twin
 
     def once(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """The call with these arguments that is there (the first is a node), else a new one."""
+        """The call with these arguments, the first of them a node; made if it is not there yet.
+
+        One that is further down moves up to where it is needed now.
+        """
         for user in args[0].users:
-            same = is_call(user, target) and (user.args, user.kwargs) == (args, kwargs)
-            if same and user < self.place:
+            if is_call(user, target) and (user.args, user.kwargs) == (args, kwargs):
+                if self.place < user:
+                    self.place.prepend(user)
                 return user
         return self.call(target, *args, **kwargs)
 

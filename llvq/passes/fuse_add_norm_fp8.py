@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from llvq.matcher import arguments
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, dtype, is_call, shape
 from llvq.passes.rules import Context, Rule, apply_rules
@@ -66,19 +67,18 @@ def is_sum(value: Any) -> bool:
 
 def kept_apart(node: Node, _: Recipe) -> str | None:
     """Why a norm must stay beside the sum, or beside what quantizes it."""
-    if is_call(node, NORM) and len(node.users) > 1:
-        return "its norm is read as it is, too"
-    norms = [user for user in node.args[0].users if is_norm_of_sum(user)]  # type: ignore[union-attr]
-    return "another norm of its sum is fused with it" if node is not min(norms) else None
-
-
-def known_norm(found: Match) -> str | None:
-    total, reader = found["sum"], min(found["sum"].users)
-    over = found.get("normalized_shape")
-    if over is not None and over != [shape(total)[-1]]:
-        return f"it norms over {over}, the rule knows only the last dim"
-    late = next((found[n] for n in PARAMETERS if found.get(n) and not found[n] < reader), None)
-    return f"{late.name} is computed after {reader.name} reads the sum" if late else None
+    given, total = arguments(node), node.args[0]
+    assert isinstance(total, Node)
+    if is_call(node, NORM):
+        if len(node.users) > 1:
+            return "its norm is read as it is, too"
+        if given["normalized_shape"] != [shape(total)[-1]]:
+            return "it norms over more than the last dim"
+    if node is not min(user for user in total.users if is_norm_of_sum(user)):
+        return "another norm of its sum is fused with it"
+    reader = min(total.users)
+    known = all(given.get(name) is None or given[name] < reader for name in PARAMETERS)
+    return None if known else "what it is modulated with is computed after the sum is read"
 
 
 def build_add_norm(found: Match, b: Builder) -> Node:
@@ -99,7 +99,6 @@ RULES = (
         name="add-norm-quantize-fp8",
         anchor=is_norm_of_sum,
         pattern=either(MODULATED, AFFINE),
-        check=known_norm,
         build=build_add_norm,
         excluded=kept_apart,
     ),

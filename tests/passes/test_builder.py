@@ -41,6 +41,33 @@ def test_notes_are_not_shared_between_nodes(builder: Builder, linear: Node) -> N
     assert "impl" not in provenance(second)
 
 
+def test_a_call_that_is_there_is_found(builder: Builder, linear: Node) -> None:
+    first = builder.once(aten.softmax.int, linear.args[0], -1, dtype=torch.float32)
+    assert builder.once(aten.softmax.int, linear.args[0], -1, dtype=torch.float32) is first
+    assert builder.once(aten.softmax.int, linear.args[0], -1) is not first
+    assert builder.once(aten.softmax.int, linear.args[0], 0, dtype=torch.float32) is not first
+
+
+def test_a_call_that_is_there_moves_up_to_where_it_is_needed(
+    program: Program, builder: Builder, linear: Node
+) -> None:
+    late = builder.at(next(iter(linear.users)).next)
+    made = late.once(aten.neg.default, linear.args[0])
+    assert linear < made
+    assert builder.once(aten.neg.default, linear.args[0]) is made and made < linear
+    program.graph.graph.lint()
+
+
+def test_a_builder_elsewhere_notes_the_same_origin(builder: Builder, linear: Node) -> None:
+    user = next(iter(linear.users))
+    here, like = builder.at(user), builder.at(user, like=linear.all_input_nodes[0])
+    made, other = (b.call(aten.neg.default, linear) for b in (here, like))
+    assert made.next is other and other.next is user
+    assert provenance(made) == provenance(other)
+    assert made.meta["stack_trace"] == linear.meta["stack_trace"]
+    assert other.meta.get("stack_trace") == linear.all_input_nodes[0].meta.get("stack_trace")
+
+
 def test_reshape_adds_nothing_where_nothing_changes(builder: Builder, linear: Node) -> None:
     x = linear.all_input_nodes[0]
     assert builder.reshape(x, shape(x)) is x
