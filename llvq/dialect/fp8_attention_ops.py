@@ -67,21 +67,21 @@ def paged_attention_fp8(
     History is what its pages decode to in fp32. The scale of K and that of V cover the window: the
     largest magnitude of the chunk's own, and the bound that each page gives without its values
     being read. With cos and sin (relative positions) raw K is rotated as `paged_attention` does
-    it, in the dtype of k; a rotation may make a bound sqrt(2) times as large.
+    it, in the dtype of k; a rotation may make a bound sqrt(2) times as large, also that of the own.
     """
     read, bound = KV_FORMATS[kv_format].read, KV_FORMATS[kv_format].bound
     window_k, window_v = (
         torch.cat([read(pages, layer, which, table, torch.float32)[None], own.float()], dim=1)
         for which, own in enumerate((k, v))
     )
-    bound_k, bound_v = (bound(pages, layer, which, table) for which in (0, 1))
+    k_scale, v_scale = (
+        _window_scale(own, bound(pages, layer, which, table)) for which, own in enumerate((k, v))
+    )
     if cos is not None and sin is not None:
         window, own = window_k.shape[1], q.shape[1]
         q = rope.reference(q, cos[window - own : window], sin[window - own : window])
         window_k = rope.reference(window_k.to(k.dtype), cos[:window], sin[:window])
-        bound_k = bound_k * 2**0.5
-    k_scale = _window_scale(window_k[:, -k.shape[1] :], bound_k)
-    v_scale = _window_scale(v, bound_v)
+        k_scale = k_scale * 2**0.5
     return _attend(q, window_k, window_v, k_scale, v_scale, scale)
 
 
