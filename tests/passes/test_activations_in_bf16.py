@@ -76,8 +76,8 @@ def test_computes_what_weights_alone_in_nvfp4_compute(
         inner = F.gelu(F.linear(x, rounded(module.up.weight)), approximate=approximate)
         down = module.down.weight
         if smooth:
-            factor = facts["down.pre_quant_scale"]
-            inner, down = inner * factor.to(dtype), down.float() / factor
+            factor = facts["down.pre_quant_scale"].to(dtype)
+            inner, down = inner * factor, down.float() / factor.float()
         wanted = [
             F.linear(value, rounded(weight).to(dtype), layer.bias)
             for value, weight, layer in (
