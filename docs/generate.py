@@ -21,7 +21,7 @@ from llvq.checkpoints.packed_layouts import LAYOUTS
 from llvq.dialect import DIALECT, Op
 from llvq.formats.kv import KV_FORMATS
 from llvq.formats.nvfp4 import BLOCK_RULES
-from llvq.passes import PIPELINE, Pass
+from llvq.passes import PIPELINE, Pass, lowering
 from llvq.passes.spec import SPECS
 from llvq.pattern import Call, Either, describe
 from llvq.program import Level
@@ -165,7 +165,21 @@ def _passes() -> Iterator[str]:
     yield from _notation()
     for step in PIPELINE:
         yield from _pass(step)
+    yield from _lowerings()
     yield from _dialect()
+
+
+def _lowerings() -> Iterator[str]:
+    yield "\n## Lowering by numerics\n"
+    text = _doc(lowering).removeprefix("lowering: ")
+    yield text[:1].upper() + text[1:] + "\n"
+    yield "| numerics | passes |"
+    yield "|---|---|"
+    for numerics, steps in lowering.LOWERINGS.items():
+        links = [f"[{step.name}](#{step.name}) ({step.numerics})" for step in steps]
+        yield f"| `{numerics}` | {', '.join(links) or 'none'} |"
+    for step in dict.fromkeys(s for steps in lowering.LOWERINGS.values() for s in steps):
+        yield from _pass(step)
 
 
 def _laws() -> Iterator[str]:

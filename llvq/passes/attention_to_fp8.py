@@ -1,4 +1,4 @@
-"""attention-to-fp8: attention over pages, and over tensors in the stages around it, is done in FP8.
+"""attention-to-fp8: attention is done in FP8, over pages and over tensors.
 
 For numerics `w4a8`. Chunks that the recipe keeps in the dtype of the model are attended in it, and
 so is what has a mask. Stages without NVFP4, FP8 or pages (the VAE, the text encoder) are left as

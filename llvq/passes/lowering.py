@@ -2,7 +2,10 @@
 
 A program says W4A4: NVFP4 on both sides of every quantized linear, attention in the dtype of the
 model. `w4a4` and `w4a4-emulated` run it as it is. The others rewrite its stages here, on export:
-weights, inputs, outputs and the level stay what they are.
+weights, inputs, outputs and the level stay what they are. `w4a8` multiplies in FP8, linears and
+attention, and its activations have a scale per token, so that static scales from a calibration play
+no part in it; smoothing stays. `w4a16` leaves activations in the dtype of the model. A site that
+is left over is an error, which no recipe can accept: nothing would run it.
 """
 
 from __future__ import annotations
