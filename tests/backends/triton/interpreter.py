@@ -86,15 +86,20 @@ def in_fp32(original: Callable[..., Any]) -> Callable[..., Any]:
     def operation(builder: Any, *operands: Any) -> Any:
         kind = operands[0].dtype.scalar
         if kind not in NARROW:
-            return original(builder, *operands)
-        wide = [TensorHandle(widen(o.data, kind), tl.float32) if isinstance(o, TensorHandle) else o
-                for o in operands]  # fmt: skip
-        found = original(builder, *wide)
-        if found.data.dtype == np.bool_:
-            return found
-        return TensorHandle(narrow(found.data, kind), kind)
+            found = original(builder, *operands)
+        else:
+            found = original(builder, *(widened(operand) for operand in operands))
+        if found.data.dtype == np.bool_:  # a comparison, which keeps the type of what it compares
+            return TensorHandle(found.data, tl.int1)
+        return TensorHandle(narrow(found.data, kind), kind) if kind in NARROW else found
 
     return operation
+
+
+def widened(operand: Any) -> Any:
+    if not isinstance(operand, TensorHandle):
+        return operand
+    return TensorHandle(widen(operand.data, operand.dtype), tl.float32)
 
 
 def of_wide(original: Callable[..., Any]) -> Callable[..., Any]:

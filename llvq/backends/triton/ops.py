@@ -1,0 +1,37 @@
+"""Ops of the dialect that have kernels: name -> wrapper, called with a launcher and the op's own
+arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llvq.backends.triton.fp8_attention import attention_fp8, paged_attention_fp8
+from llvq.backends.triton.fp8_norm import add_norm_quantize_fp8, norm_modulate_quantize_fp8
+from llvq.backends.triton.fp8_quantize import gelu_quantize_fp8, quantize_fp8
+from llvq.backends.triton.gate_residual import gate_residual
+from llvq.backends.triton.gelu import gelu_quantize
+from llvq.backends.triton.norm import norm_modulate, norm_modulate_quantize, rms_norm
+from llvq.backends.triton.pages import write_kept, write_page
+from llvq.backends.triton.quantize import dequantize, quantize
+from llvq.backends.triton.rope import rms_norm_rope, rope
+
+OPS: Mapping[str, Callable[..., Any]] = {
+    "add_norm_quantize_fp8": add_norm_quantize_fp8,
+    "attention_fp8": attention_fp8,
+    "dequantize": dequantize,
+    "gate_residual": gate_residual,
+    "gelu_quantize": gelu_quantize,
+    "gelu_quantize_fp8": gelu_quantize_fp8,
+    "norm_modulate": norm_modulate,
+    "norm_modulate_quantize": norm_modulate_quantize,
+    "norm_modulate_quantize_fp8": norm_modulate_quantize_fp8,
+    "paged_attention_fp8": paged_attention_fp8,
+    "quantize": quantize,
+    "quantize_fp8": quantize_fp8,
+    "rms_norm": rms_norm,
+    "rms_norm_rope": rms_norm_rope,
+    "rope": rope,
+    "write_kept": write_kept,
+    "write_page": write_page,
+}
