@@ -170,7 +170,7 @@ def _plan(
         kv=kv_use(facts),
         stages=tuple(_use(name, stages[name], facts) for name in _in_order(stages)),
         excluded=_excluded(stages, recipe),
-        roofline=roofline(stages, facts, target, chosen),
+        roofline=roofline(stages, facts, recipe, target, chosen),
     )
 
 

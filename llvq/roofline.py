@@ -10,21 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
+from llvq import graphs
 from llvq.backends.chips import PRODUCTS, Product
 from llvq.compiler import Stage
-from llvq.graphs.cost import (
-    ATTENTIONS,
-    CONVOLUTIONS,
-    LINEARS,
-    PLAIN,
-    node_bytes,
-    node_macs,
-)
+from llvq.graphs.cost import node_bytes, node_macs
 from llvq.graphs.on_meta import run_on_meta
 from llvq.graphs.ops import op_name
+from llvq.passes.lowering import lower_to_numerics
+from llvq.recipe import Recipe
 from llvq.runtime.executable import RunFacts
+from llvq.runtime.fold import foldable
 
 LABEL = "estimate, not a measurement"
 ASSUMPTIONS = (
@@ -33,22 +30,16 @@ ASSUMPTIONS = (
     "the window is full; norms, quantization and softmax cost bytes alone",
     "condition (once per prompt) and modulate (once per timestep) are left out",
 )
-QUANTIZED, PRODUCT, ATTENTION = "quantized linears", "other linears, convolutions", "attention"
-# Numerics -> the dtype that each kind of matrix product computes in.
+# Matrix products that do not compute in the dtype of the model, whatever the numerics.
 COMPUTES_IN = {
-    "w4a4": {QUANTIZED: "fp4", PRODUCT: "bf16", ATTENTION: "bf16"},
-    "w4a8": {QUANTIZED: "fp8", PRODUCT: "bf16", ATTENTION: "bf16"},
-    "w4a16": {QUANTIZED: "bf16", PRODUCT: "bf16", ATTENTION: "bf16"},
-    "w4a4-emulated": {QUANTIZED: "bf16", PRODUCT: "bf16", ATTENTION: "bf16"},
+    "llvq.fp8_linear.default": "fp8",
+    "llvq.attention_fp8.default": "fp8",
+    "llvq.paged_attention_fp8.default": "fp8",
 }
-# Numerics -> how many times the bytes of the stored form move, for the parts of NVFP4 values: a
-# code is half a byte. What is not named moves as it is stored.
-MOVES: Mapping[str, Mapping[str, int]] = {
-    "w4a4": {},
-    "w4a4-emulated": {},
-    "w4a8": {"x codes": 2, "x scales": 0, "w codes": 2, "w scales": 0},
-    "w4a16": {"x codes": 4, "x scales": 0},
-}
+# What `nvfp4_linear` computes in: the tensor cores of `w4a4` take NVFP4.
+NVFP4 = {"w4a4": "fp4"}
+NVFP4_LINEARS = ("llvq.nvfp4_linear.default", "llvq.nvfp4_linear_lowrank.default")
+PLAIN = "bf16"
 RATED = ("bfloat16", "float16")
 
 
@@ -82,7 +73,6 @@ class Roofline:
 
     label: str
     assumptions: tuple[str, ...]
-    computes_in: Mapping[str, str]
     estimates: tuple[Estimate, ...]
 
 
@@ -95,17 +85,22 @@ class _Call:
 
 
 def roofline(
-    stages: Mapping[str, Stage], facts: RunFacts, target: str, numerics: str
+    stages: Mapping[str, Stage], facts: RunFacts, recipe: Recipe, target: str, numerics: str
 ) -> Roofline | None:
-    """Of a denoise call and a chunk; None for a target that no datasheet describes, such as a CPU,
-    and for a model that computes in a dtype without a rate."""
+    """Of a denoise call and a chunk, lowered to the numerics.
+
+    None for a target that no datasheet describes, such as a CPU, and for a model that computes in a
+    dtype without a rate. Raises TargetError: the numerics cannot run the model.
+    """
     products = PRODUCTS.get(target, ())
     if not products or facts.dtype not in RATED:
         return None
     runs = _runs_per_chunk(stages, facts)
-    calls = {name: list(_calls(stages[name], numerics)) for name in runs}
+    gms = {n: graphs.load(graphs.dump(stages[n].graph), device="meta") for n in runs}
+    lower_to_numerics(gms, numerics, recipe)
+    calls = {name: list(_calls(gm, numerics)) for name, gm in gms.items()}
     estimates = tuple(_estimate(product, calls, runs, facts) for product in products)
-    return Roofline(LABEL, ASSUMPTIONS, COMPUTES_IN[numerics], estimates)
+    return Roofline(LABEL, ASSUMPTIONS, estimates)
 
 
 def _runs_per_chunk(stages: Mapping[str, Stage], facts: RunFacts) -> dict[str, int]:
@@ -114,32 +109,26 @@ def _runs_per_chunk(stages: Mapping[str, Stage], facts: RunFacts) -> dict[str, i
     return {name: count for name, count in runs.items() if name in stages}
 
 
-def _calls(stage: Stage, numerics: str) -> Iterator[_Call]:
-    """Every call of a stage that takes time."""
-    values = run_on_meta(stage.graph)
-    for node in stage.graph.graph.nodes:
-        if node.op == "call_function":
+def _calls(gm: GraphModule, numerics: str) -> Iterator[_Call]:
+    """Every call that takes time; what a loader computes from weights takes none."""
+    values, folded = run_on_meta(gm), foldable(gm)
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node not in folded:
             call = _call(node, values, numerics)
             if call.flop or call.nbytes:
                 yield call
 
 
 def _call(node: Node, values: Mapping[Node, Any], numerics: str) -> _Call:
-    moves, name = MOVES[numerics], op_name(node.target)
-    moved = node_bytes(node, values)
-    nbytes = sum(count * moves.get(role, 1) for role, count in moved.items() if role != PLAIN)
-    kind = _kind(name)
-    computes_in = COMPUTES_IN[numerics][kind] if kind else None
-    flop = 2 * node_macs(node) if kind else 0
-    return _Call(name.removesuffix(".default"), computes_in, flop, nbytes + moved[PLAIN])
+    name, flop = op_name(node.target), 2 * node_macs(node)
+    dtype = _computes_in(name, numerics) if flop else None
+    return _Call(name.removesuffix(".default"), dtype, flop, node_bytes(node, values))
 
 
-def _kind(name: str) -> str | None:
-    if name in LINEARS[1:]:
-        return QUANTIZED
-    if name in LINEARS or name in CONVOLUTIONS:
-        return PRODUCT
-    return ATTENTION if name in ATTENTIONS else None
+def _computes_in(name: str, numerics: str) -> str:
+    if name in NVFP4_LINEARS:
+        return NVFP4.get(numerics, PLAIN)
+    return COMPUTES_IN.get(name, PLAIN)
 
 
 def _estimate(

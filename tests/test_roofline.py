@@ -16,7 +16,7 @@ CASES = [(t, n) for t, all_of_it in NUMERICS_OF_TARGET.items() for n in all_of_i
 
 
 def made(compiled: Compiled, target: str, numerics: str) -> Roofline:
-    found = roofline(compiled.stages, compiled.facts, target, numerics)
+    found = roofline(compiled.stages, compiled.facts, compiled.recipe, target, numerics)
     assert found is not None
     return found
 
@@ -56,18 +56,19 @@ def test_a_quantized_linear_by_hand(compiled_whole: Compiled) -> None:
     def traffic(k: int, f: int, x: float, w: float) -> float:
         return n * k * x + f * k * w + 2 * n * f + 2 * f  # bf16 result and bias
 
-    globals_ = 4 * sum(1 + (3 if f == 192 else 1) for _, f in shapes)
+    global_x, global_w = 4 * len(shapes), 4 * sum(3 if f == 192 else 1 for _, f in shapes)
+    scales = 4 * sum(n + f for _, f in shapes)
     nvfp4 = 1 / 2 + 1 / 16
-    for target, numerics, x, w, dtype in (
-        ("sm_100a", "w4a4", nvfp4, nvfp4, "fp4"),
-        ("sm_90a", "w4a8", 1, 1, "fp8"),
-        ("sm_90a", "w4a16", 2, nvfp4, "bf16"),
-        ("sm_90a", "w4a4-emulated", nvfp4, nvfp4, "bf16"),
+    for target, numerics, op, x, w, more, dtype in (
+        ("sm_100a", "w4a4", "nvfp4_linear", nvfp4, nvfp4, global_x + global_w, "fp4"),
+        ("sm_90a", "w4a8", "fp8_linear", 1, 1, scales, "fp8"),
+        ("sm_90a", "w4a16", "nvfp4_linear_w4a16", 2, nvfp4, global_w, "bf16"),
+        ("sm_90a", "w4a4-emulated", "nvfp4_linear", nvfp4, nvfp4, global_x + global_w, "bf16"),
     ):
-        row = ops_of(made(compiled_whole, target, numerics))["llvq.nvfp4_linear"]
+        row = ops_of(made(compiled_whole, target, numerics))[f"llvq.{op}"]
         assert row.calls == len(shapes) and row.computes_in == dtype
         assert row.flop == sum(2 * n * k * f for k, f in shapes)
-        assert row.nbytes == sum(traffic(k, f, x, w) for k, f in shapes) + globals_
+        assert row.nbytes == sum(traffic(k, f, x, w) for k, f in shapes) + more
 
 
 def test_time_is_the_longer_of_flop_and_bytes(compiled_whole: Compiled) -> None:
@@ -101,9 +102,16 @@ def test_a_model_without_a_vae_counts_denoising(compiled_nvfp4: Compiled) -> Non
     assert estimate.stages.keys() == {"denoise", "refresh"} and estimate.product is B200
 
 
+def test_a_weight_is_widened_before_anything_is_timed(compiled_nvfp4: Compiled) -> None:
+    """And attention in FP8 is at the rate of FP8."""
+    ops = ops_of(made(compiled_nvfp4, "sm_90a", "w4a8"))
+    assert "llvq.widen" not in ops and "llvq.nvfp4_linear" not in ops
+    assert ops["llvq.paged_attention_fp8"].computes_in == "fp8"
+
+
 def test_views_are_free(compiled_nvfp4: Compiled) -> None:
     stages: dict[str, Stage] = compiled_nvfp4.stages
     facts = replace(compiled_nvfp4.facts, steps=1)
-    found = roofline(stages, facts, "sm_100a", "w4a4")
+    found = roofline(stages, facts, compiled_nvfp4.recipe, "sm_100a", "w4a4")
     assert found is not None
     assert not {"operator.getitem", "aten.split_with_sizes"} & ops_of(found).keys()

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 import llvq
+from llvq.cli.bench import bench
 from llvq.cli.compare import compare
 from llvq.cli.encode import encode
 from llvq.cli.export import export
@@ -79,6 +80,7 @@ app.command()(export)
 app.command()(run)
 app.command()(encode)
 app.command()(plan)
+app.command()(bench)
 app.command()(inspect)
 app.command()(verify)
 app.add_typer(passes_app, name="passes")

@@ -20,8 +20,6 @@ def print_roofline(roofline: Roofline) -> None:
     print(f"\n{roofline.label}: a roofline")
     for assumption in roofline.assumptions:
         print(f"  {assumption}")
-    dtypes = "; ".join(f"{kind} in {dtype}" for kind, dtype in roofline.computes_in.items())
-    print(f"  {dtypes}")
     for estimate in roofline.estimates:
         _print_estimate(roofline.label, estimate)
 

@@ -22,12 +22,14 @@ Invoke = Callable[..., Result]
 def test_help_lists_the_commands_and_documents_the_exit_codes(tmp_path: Path) -> None:
     done = type_command("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("quantize", "export", "run", "inspect", "passes", "verify"):
+    for word in ("quantize", "export", "run", "bench", "inspect", "passes", "verify"):
         assert word in done.stdout
     assert "130  interrupted" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["quantize", "export", "run", "encode", "inspect", "passes"])
+@pytest.mark.parametrize(
+    "verb", ["quantize", "export", "run", "encode", "bench", "inspect", "passes"]
+)
 def test_the_help_of_every_command_has_an_example(invoke: Invoke, verb: str) -> None:
     result = invoke(verb, "--help")
     assert result.exit_code == 0

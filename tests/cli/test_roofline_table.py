@@ -13,7 +13,8 @@ from llvq.roofline import ASSUMPTIONS, LABEL, Roofline, roofline
 
 @pytest.fixture
 def made(compiled_whole: Compiled) -> Roofline:
-    found = roofline(compiled_whole.stages, compiled_whole.facts, "sm_120a", "w4a4")
+    stages, facts, recipe = compiled_whole.stages, compiled_whole.facts, compiled_whole.recipe
+    found = roofline(stages, facts, recipe, "sm_120a", "w4a4")
     assert found is not None
     return found
 
@@ -24,7 +25,7 @@ def test_every_product_has_a_table_under_the_label(
     print_roofline(made)
     text = capsys.readouterr().out
     assert all(assumption in text for assumption in ASSUMPTIONS)
-    assert "quantized linears in fp4; other linears, convolutions in bf16" in text
+    assert "llvq.nvfp4_linear            fp4" in text
     for name in ("RTX PRO 6000 Blackwell", "GeForce RTX 5090"):
         assert f"{name}, {LABEL}" in text
     assert "fp4 2015.2 TFLOP/s, 1.792 TB/s   (NVIDIA" in text
@@ -44,7 +45,8 @@ def test_shares_add_up_though_small_rows_are_one(
 def test_without_a_vae_the_speed_says_what_is_missing(
     compiled_nvfp4: Compiled, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = roofline(compiled_nvfp4.stages, compiled_nvfp4.facts, "sm_90a", "w4a8")
+    stages, facts, recipe = compiled_nvfp4.stages, compiled_nvfp4.facts, compiled_nvfp4.recipe
+    found = roofline(stages, facts, recipe, "sm_90a", "w4a8")
     assert found is not None
     print_roofline(found)
     assert "FPS, decoding left out" in capsys.readouterr().out

@@ -1,0 +1,87 @@
+"""A box of a published size with random weights, to measure with where there is no checkpoint.
+
+    python -m benchmarks.random_box build/5b.llvq --target sm_90a --numerics w4a8
+    llvq bench build/5b.llvq
+
+It is written and exported as any model is, but that weights are drawn in NVFP4 instead of being
+quantized, and that no check vectors are made: those of 5B take minutes on a CPU. No text encoder,
+since nobody has a prompt for random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.random_weights import RandomSource, weight_specs
+from llvq import box
+from llvq.backends.base import Target, find_target
+from llvq.checkpoints.random import tiny_config
+from llvq.checks import Checks
+from llvq.compiler import compile_model
+from llvq.errors import LlvqError
+from llvq.models.config import LONGLIVE2_5B, ModelConfig
+from llvq.recipe import NVFP4, KvRecipe
+from llvq.runtime.load import open_checked
+
+SEED = 0
+
+
+def write_random_box(path: Path, config: ModelConfig, target: Target, *, kv: str = "nvfp4") -> str:
+    """Replaces what is there; gives the id. Raises LlvqError."""
+    compiled = compile_model(replace(config, text=None), replace(NVFP4, kv=KvRecipe(kv)))
+    specs = weight_specs(compiled.config, torch.bfloat16)
+    program = path.with_suffix(".nvfp4")
+    source = RandomSource(specs, {}, SEED)
+    box.write_program(compiled, source, program, overwrite=True)
+    note(f"{program}: weights are there")
+    opened = open_checked(program, kinds=("program",), hash_weights=False)
+    unchecked = {name: "its weights are random" for name in compiled.stages}
+    no_checks: dict[str, Any] = {
+        "executable": lambda *_, **__: None,
+        "record_checks": lambda *_: Checks({}, unchecked),
+    }
+    with patch.multiple(box, **no_checks):
+        identity, _ = box.export_box(opened, target, path, overwrite=True)
+    shutil.rmtree(program)  # the box has links of its own to the weights
+    return identity
+
+
+def note(text: str) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--target", default="sm_90a")
+    parser.add_argument("--numerics")
+    parser.add_argument("--kv", default="nvfp4", help="format of KV pages (default nvfp4)")
+    parser.add_argument("--height", type=int, default=704)
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--tiny", action="store_true", help="the tiny model, at its own size")
+    options = parser.parse_args(given)
+    config = tiny_config() if options.tiny else LONGLIVE2_5B.at(options.height, options.width)
+    try:
+        target = find_target(options.target, options.numerics)
+        identity = write_random_box(options.path, config, target, kv=options.kv)
+    except LlvqError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{options.path}   id {identity[:16]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
