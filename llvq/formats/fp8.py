@@ -20,7 +20,9 @@ DTYPE = torch.float8_e4m3fn
 
 def scale_of(amax: Tensor) -> Tensor:
     """The fp32 scale that maps these magnitudes to 448; 1 where that is zero."""
-    scale = amax.float() / E4M3_MAX
+    scale = amax.float()
+    # By a tensor: by a number, PyTorch multiplies with its reciprocal on a GPU.
+    scale = scale / torch.full_like(scale, E4M3_MAX)
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 

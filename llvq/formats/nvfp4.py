@@ -199,7 +199,8 @@ def _choose_scale(magnitudes: Tensor, g: Tensor, block_rule: str) -> Tensor:
 
 def _ideal_scale(amax_B: Tensor, g: Tensor) -> Tensor:
     """The scale that maps each of these magnitudes to 6, not rounded yet; NaN for NaN and Inf."""
-    ideal = (amax_B / E2M1_MAX).mul_(g.reciprocal())
+    # By a tensor: by a number, PyTorch multiplies with its reciprocal on a GPU.
+    ideal = (amax_B / torch.full_like(amax_B, E2M1_MAX)).mul_(g.reciprocal())
     return ideal.add_(amax_B - amax_B)  # Inf - Inf is NaN; everything else stays as it is
 
 

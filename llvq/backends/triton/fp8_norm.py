@@ -74,7 +74,6 @@ def _run(
         tokens_of(scale, x),
         BLOCK=block,
         warps=warps_for(block),
-        exact=True,
     )
     return total, values, scales
 
@@ -126,7 +125,7 @@ def add_norm_quantize_kernel(
         if bias is not None:
             normed += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     rounded = tl.where(inside, normed, 0.0).to(x.dtype.element_ty)
-    store_row(rounded.to(tl.float32), values, scales, row, channel, channels)
+    store_row(rounded.to(tl.float32), values, scales, row, channel, channels, False)
 
 
 @triton.jit
@@ -141,7 +140,7 @@ def layer_norm(x, inside, channels, eps):
     mean = tl.sum(x, 0) / channels
     centred = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(centred * centred, 0) / channels
-    return centred * tl.math.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    return centred * tl.rsqrt(variance + eps)
 
 
 @triton.jit

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.activation import gelu
 from llvq.backends.triton.fp8_window import largest, scale_for
+from llvq.backends.triton.gelu import gelu
 from llvq.backends.triton.specialize import Launcher
 from llvq.formats import fp8
 
@@ -51,7 +51,7 @@ def _by_token(
         BLOCK=block,
         GELU=gelu_kind,
         warps=warps_for(block),
-        exact=True,
+        exact=not gelu_kind,
     )
     return values, scale
 
@@ -79,13 +79,17 @@ def quantize_rows_kernel(
         if smooth is not None:
             factor = tl.load(smooth + channel, mask=inside, other=0.0)
             value = (value.to(tl.float32) * factor.to(tl.float32)).to(x.dtype.element_ty)
-    store_row(value.to(tl.float32), values, scales, row, channel, channels)
+    store_row(value.to(tl.float32), values, scales, row, channel, channels, GELU == "")
 
 
 @triton.jit
-def store_row(value, values, scales, row, channel, channels):
-    """One token in FP8. What is masked out of `value` must be zero."""
+def store_row(value, values, scales, row, channel, channels, EXACT: tl.constexpr):
+    """One token in FP8. What is masked out of `value` must be zero.
+
+    `EXACT` divides by the scale as the reference does; else one division serves the whole row.
+    """
     scale = scale_for(largest(value, 0))
-    coded = tl.math.div_rn(value, scale).to(tl.float8e4nv)
+    scaled = tl.math.div_rn(value, scale) if EXACT else value * (1.0 / scale)
+    coded = scaled.to(tl.float8e4nv)
     tl.store(values + row.to(tl.int64) * channels + channel, coded, mask=channel < channels)
     tl.store(scales + row, scale)

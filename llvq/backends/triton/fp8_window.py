@@ -27,11 +27,10 @@ from llvq.errors import TargetError
 from llvq.formats import fp8, nvfp4
 
 KEYS = 128  # a window is padded to a multiple of it, the keys of one step of attention
-PARTS = 512  # programs, at most, that look for the largest magnitude; each leaves that of its part
+PARTS = 2048  # programs, at most, that look for the largest magnitude; each leaves that of its part
 FORMATS = ("none", "fp8", "nvfp4")
 E4M3_MAX = tl.constexpr(nvfp4.E4M3_MAX)
 NVFP4_MAX = tl.constexpr(nvfp4.E2M1_MAX * nvfp4.E4M3_MAX)
-ROOT_2 = tl.constexpr(2.0**0.5)
 SIGNLESS = tl.constexpr(0x7FFFFFFF)
 DECODED = tl.constexpr(DECODED_BY)
 
@@ -71,8 +70,7 @@ def window_in_fp8(
     pages = history.table.shape[0] if history is not None else 0
     keys = (pages + 1) * tokens
     padded = triton.cdiv(keys, KEYS) * KEYS
-    maxima = _partial_maxima(launch, k, v, history)
-    scales = torch.empty(2, dtype=torch.float32, device=k.device)
+    scales = _scales(launch, k, v, history, rotated=rope is not None)
     window_k, window_v = (
         torch.empty(shape, dtype=fp8.DTYPE, device=k.device)
         for shape in ((heads, padded, dim), (heads, dim, padded))
@@ -84,7 +82,6 @@ def window_in_fp8(
             (padded // KEYS, heads),
             in_rows(own),
             *_tensors(history),
-            maxima,
             *(rope if rope is not None and which == 0 else (None, None)),
             scales,
             out,
@@ -94,7 +91,6 @@ def window_in_fp8(
             FORMAT=history.kv_format if history is not None else "none",
             D=dim,
             KEYS=KEYS,
-            PARTS=maxima.shape[1],
         )
     return Window(window_k, window_v, scales, keys)
 
@@ -135,34 +131,39 @@ def _layer(history: History | None) -> int:
     return history.layer if history is not None else 0
 
 
-def _partial_maxima(launch: Launcher, k: Tensor, v: Tensor, history: History | None) -> Tensor:
-    """fp32 [2, parts]: largest magnitudes of parts of K and V; scaled pages bound their own."""
+def _scales(
+    launch: Launcher, k: Tensor, v: Tensor, history: History | None, *, rotated: bool
+) -> Tensor:
+    """fp32 [2], of K and V: from the chunk's largest magnitudes, and what bounds those of pages."""
     parts = min(PARTS, triton.next_power_of_2(k.shape[1]))
     maxima = torch.empty((2, parts), dtype=torch.float32, device=k.device)
-    plain = history if history is not None and history.kv_format == "none" else None
-    pages = plain.table.shape[0] if plain is not None else 0
-    values, _, _, table = _tensors(plain)
-    rows = in_rows(k), in_rows(v)
-    for which, own in enumerate(rows):
+    scales = torch.empty(2, dtype=torch.float32, device=k.device)
+    kv_format = history.kv_format if history is not None else "none"
+    pages = history.table.shape[0] if history is not None else 0
+    place = (pages, _slots(history), _layer(history))
+    values, *bounds, table = _tensors(history)
+    plain = (values, table) if kv_format == "none" else (None, None)
+    for which, own in enumerate((in_rows(k), in_rows(v))):
         launch(
             maxima_kernel,
             (parts,),
             own,
-            values,
-            table,
+            *plain,
             maxima,
             own.stride(0),
-            pages,
-            own.shape[0],
-            own.shape[1],
-            _slots(plain),
-            _layer(plain),
+            *own.shape,
+            *place,
             WHICH=which,
             BLOCK=triton.next_power_of_2(own.shape[1]),
             PARTS=parts,
-            warps=8,
         )
-    return maxima
+    bound = {"none": None, "fp8": bounds[0], "nvfp4": bounds[1]}[kv_format]
+    factor = E4M3_MAX.value if kv_format == "fp8" else NVFP4_MAX.value
+    rotation = (2.0**0.5, 1.0) if rotated else (1.0, 1.0)
+    table = table if bound is not None else None
+    sizes = (factor, *rotation, *place)
+    launch(scales_kernel, (2,), maxima, bound, table, scales, *sizes, PARTS=parts)
+    return scales
 
 
 @triton.jit
@@ -175,7 +176,7 @@ def largest(x, axis: tl.constexpr):
 @triton.jit
 def scale_for(amax):
     """What maps a largest magnitude to 448; 1 for zero."""
-    return tl.where(amax == 0.0, 1.0, amax / E4M3_MAX)
+    return tl.where(amax == 0.0, 1.0, tl.math.div_rn(amax, E4M3_MAX))
 
 
 @triton.jit
@@ -185,9 +186,9 @@ def maxima_kernel(
     table,
     maxima,
     own_stride,
-    pages,
     tokens,
     channels,
+    pages,
     slots,
     layer,
     WHICH: tl.constexpr,
@@ -213,6 +214,32 @@ def maxima_kernel(
 
 
 @triton.jit
+def scales_kernel(
+    maxima,
+    bounds,
+    table,
+    scales,
+    factor,
+    k_rotation,
+    v_rotation,
+    pages,
+    slots,
+    layer,
+    PARTS: tl.constexpr,
+):
+    """One program for K and one for V. A rotation may enlarge the larger of a pair by sqrt(2)."""
+    which = tl.program_id(0)
+    amax = largest(tl.load(maxima + which * PARTS + tl.arange(0, PARTS)), 0)
+    if bounds is not None:
+        first = (layer * 2 + which) * slots
+        for page in range(pages):
+            bound = tl.load(bounds + first + tl.load(table + page)) * factor
+            amax = largest(tl.join(amax, bound), 0)
+    rotation = tl.where(which == 0, k_rotation, v_rotation)
+    tl.store(scales + which, scale_for(amax) * rotation)
+
+
+@triton.jit
 def key_order(place):
     """KEY_ORDER: the key that lies at a place of V.
 
@@ -229,7 +256,6 @@ def expand_kernel(
     page1,
     page2,
     table,
-    maxima,
     cos,
     sin,
     scales,
@@ -246,12 +272,10 @@ def expand_kernel(
     FORMAT: tl.constexpr,
     D: tl.constexpr,
     KEYS: tl.constexpr,
-    PARTS: tl.constexpr,
 ):
     head = tl.program_id(1)
     place = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     key = key_order(place) if WHICH == 1 else place
-    amax = largest(tl.load(maxima + WHICH * PARTS + tl.arange(0, PARTS)), 0)
     history = pages * tokens
     dims = tl.arange(0, D)
     row = (key - history).to(tl.int64) * own_stride + head * D
@@ -265,22 +289,11 @@ def expand_kernel(
         at = ((first + slot) * tokens + key % tokens) * heads + head
         past = load_page(page0, page1, page2, at, first + slot, in_page, FORMAT, D, KEYS)
         x = tl.where(in_page[:, None], past, x)
-        if FORMAT != "none":
-            bounds = page1 if FORMAT == "fp8" else page2
-            factor = E4M3_MAX if FORMAT == "fp8" else NVFP4_MAX
-            for page in range(pages):
-                bound = tl.load(bounds + first + tl.load(table + page)) * factor
-                amax = largest(tl.join(amax, bound), 0)
     if cos is not None:
         half = tl.arange(0, D // 2)
         angle = key[:, None] * (D // 2) + half[None, :]
         x = rotate(x, cos, sin, angle, (key < keys)[:, None], KEYS, D, own.dtype.element_ty)
-    scale = scale_for(amax)
-    if cos is not None:
-        scale = scale * ROOT_2  # by as much may a rotation enlarge the larger of a pair
-    if (tl.program_id(0) == 0) & (head == 0):
-        tl.store(scales + WHICH, scale)
-    values = (x * (1.0 / scale)).to(tl.float8e4nv)
+    values = (x * (1.0 / tl.load(scales + WHICH))).to(tl.float8e4nv)
     if WHICH == 0:
         tl.store(out + (head.to(tl.int64) * padded + place)[:, None] * D + dims[None, :], values)
     else:
