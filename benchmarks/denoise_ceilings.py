@@ -44,12 +44,14 @@ class Ceiling:
 def ceilings(
     device: torch.device, linears: Iterable[Linear], queries: int, keys: int, heads: int, dim: int
 ) -> list[Ceiling]:
-    """GEMMs in bf16 and in FP8 with a scale per row, attention in bf16, and a copy."""
+    """GEMMs in bf16 and in FP8 (a scale per row, or one), attention in bf16, and a copy."""
     rows = []
     for linear in linears:
         shape = f"{linear.m}x{linear.k}x{linear.n}"
         rows.append(_ceiling("bf16 GEMM", shape, linear.flop, _bf16(linear, device), device))
         rows.append(_ceiling("fp8 GEMM", shape, linear.flop, _fp8(linear, device), device))
+        calls = _fp8(linear, device, rowwise=False)
+        rows.append(_ceiling("fp8 GEMM, one scale", shape, linear.flop, calls, device))
     shape = f"{queries}x{keys}, {heads} heads of {dim}"
     attention = _attention(device, queries, keys, heads, dim)
     rows.append(
@@ -91,21 +93,23 @@ def _bf16_call(linear: Linear, device: torch.device) -> Callable[[], Tensor]:
     return lambda: F.linear(x, w)
 
 
-def _fp8(linear: Linear, device: torch.device) -> list[Callable[[], Tensor]]:
+def _fp8(
+    linear: Linear, device: torch.device, *, rowwise: bool = True
+) -> list[Callable[[], Tensor]]:
     """cuBLASLt by torch._scaled_mm, fast accumulation; only GPUs have it."""
     if device.type != "cuda":
         return []
-    return [_fp8_call(linear, device) for _ in range(COPIES)]
+    return [_fp8_call(linear, device, rowwise=rowwise) for _ in range(COPIES)]
 
 
-def _fp8_call(linear: Linear, device: torch.device) -> Callable[[], Tensor]:
+def _fp8_call(linear: Linear, device: torch.device, *, rowwise: bool) -> Callable[[], Tensor]:
     x, w = (
         (torch.randn(rows, linear.k, device=device) * 64).clamp(-E4M3_MAX, E4M3_MAX)
         for rows in (linear.m, linear.n)
     )
     x, w = x.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn)
-    x_scale = torch.rand(linear.m, 1, device=device) + 0.5
-    w_scale = torch.rand(1, linear.n, device=device) + 0.5
+    x_scale = torch.rand((linear.m, 1) if rowwise else (), device=device) + 0.5
+    w_scale = torch.rand((1, linear.n) if rowwise else (), device=device) + 0.5
     more = {"out_dtype": torch.bfloat16, "use_fast_accum": True}
     return lambda: torch._scaled_mm(x, w.t(), scale_a=x_scale, scale_b=w_scale, **more)
 

@@ -12,10 +12,13 @@ RANDOM = (
 
 
 def text_of(run: Mapping[str, Any]) -> str:
-    parts = [head(run), RANDOM, ceilings(run["ceilings"]), forwards(run)]
+    parts = [head(run), RANDOM]
+    parts += [ceilings(run["ceilings"])] if run.get("ceilings") else []
+    parts += [forwards(run)] if run["forwards"] else []
     parts += [run["compile"]] if "compile" in run else []
+    parts += [f"FAILED: {name}: {error}" for name, error in run["failed"].items()]
     parts += [pages(run)] if run["pages"] else []
-    parts += [errors(run)]
+    parts += [errors(run)] if run["errors"] else []
     parts += [ops(name, rows) for name, rows in run["ops"].items()]
     return "\n\n".join(parts) + "\n"
 

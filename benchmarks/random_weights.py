@@ -78,9 +78,8 @@ def carry_out(
         if record.op == "quantize":
             made |= _quantized(record, tensors)
         elif record.op in ("copy", "concat"):
-            made[record.target] = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-            if record.dtype is not None:
-                made[record.target] = made[record.target].to(record.dtype)
+            joined = torch.cat(tensors) if len(tensors) > 1 else tensors[0].clone()
+            made[record.target] = joined.to(record.dtype or joined.dtype)
         else:
             raise NotImplementedError(f"weight plans with {record.op!r}")
     return made
