@@ -106,10 +106,9 @@ def _norm_modulate_kernel(
         g = load_global_scale(given, amax, RULE)
         if tl.program_id(0) + group == 0:
             tl.store(used, g)
-    most = tl.zeros([BLOCKS], tl.int32)
-    first = tl.program_id(0) * ROWS
-    for inside in range(first, min(first + ROWS, rows)):
-        row = group * rows + inside
+    most = 0
+    first = group * rows + tl.program_id(0) * ROWS
+    for row in range(first, min(first + ROWS, group * rows + rows)):
         low, high = load_blocks(x + row * x_stride, place, mask)
         low, high = layer_norm(low, high, width, eps, mask)
         low = _modulated(low, factor_low, shift_low, dtype, step)
@@ -120,9 +119,9 @@ def _norm_modulate_kernel(
             block = row * row_blocks + column
             store_quantized(codes, scales, block, low, high, g, mask, RULE)
         else:
-            most = tl.maximum(most, amax_bits(low, high))
+            most = tl.maximum(most, tl.max(amax_bits(low, high)))
     if out is None and codes is None:
-        tl.atomic_max(amax, tl.max(most), sem="relaxed")
+        tl.atomic_max(amax, most, sem="relaxed")
 
 
 def _norm_modulate(
