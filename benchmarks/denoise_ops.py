@@ -22,7 +22,13 @@ from llvq.runtime.executable import CompiledStage
 
 # Cycles that the device waits first, so that the host runs ahead and no launch is waited for.
 AHEAD = 200_000_000
-FP8_OPS = ("fp8_linear", "attention_fp8", "paged_attention_fp8")
+FP8_OPS = (
+    "fp8_linear",
+    "attention_fp8",
+    "attention_quantize_fp8",
+    "paged_attention_fp8",
+    "paged_attention_quantize_fp8",
+)
 # What each kind of call is held against.
 ATTENTION, BF16, FP8, COPY = "bf16 attention", "bf16 GEMM", "fp8 GEMM", "copy"
 
@@ -73,7 +79,7 @@ def time_ops(
 ) -> list[OpTime]:
     """Every op and shape that takes time, the most first. `known` are `costs` of its document."""
     runner = _Timing(stage.graph, Timer(next(iter(given.values())).device))
-    inputs = [given[spec.name] for spec in stage.inputs]
+    inputs = [given[spec.name].contiguous() for spec in stage.inputs]
     with torch.inference_mode():
         spent = [runner.seconds(inputs) for _ in range(runs + 1)][1:]
     groups: dict[tuple[str, str, str], list[Node]] = {}

@@ -68,7 +68,8 @@ def distinct_calls(
 ) -> list[Call]:
     """Run a stage, and keep the first call of each op and shapes, of nodes that are wanted."""
     runner = _Keeping(stage, wanted)
-    runner.run(*(given[spec.name] for spec in stage.inputs))
+    with torch.inference_mode():
+        runner.run(*(given[spec.name].contiguous() for spec in stage.inputs))
     return list(runner.kept.values())
 
 
