@@ -145,7 +145,8 @@ def _shape(node: Node, sizes: str) -> str:
     if name in ATTENTIONS:
         place = ATTENTIONS[name]
         chunks = 1 + (0 if place is None else node.args[place].meta["val"].shape[0])  # type: ignore[union-attr]
-        return f"{out.shape[1]}x{node.args[1].meta['val'].shape[1] * chunks}"  # type: ignore[union-attr]
+        queries = node.args[0].meta["val"].shape[1]  # type: ignore[union-attr]
+        return f"{queries}x{node.args[1].meta['val'].shape[1] * chunks}"  # type: ignore[union-attr]
     return sizes
 
 

@@ -34,7 +34,9 @@ ASSUMPTIONS = (
 COMPUTES_IN = {
     "llvq.fp8_linear.default": "fp8",
     "llvq.attention_fp8.default": "fp8",
+    "llvq.attention_quantize_fp8.default": "fp8",
     "llvq.paged_attention_fp8.default": "fp8",
+    "llvq.paged_attention_quantize_fp8.default": "fp8",
 }
 # What `nvfp4_linear` computes in: the tensor cores of `w4a4` take NVFP4.
 NVFP4 = {"w4a4": "fp4"}

@@ -23,8 +23,10 @@ CONVOLUTIONS = ("aten.conv2d.default", "aten.conv3d.default")
 ATTENTIONS = {
     "llvq.attention.default": None,
     "llvq.attention_fp8.default": None,
+    "llvq.attention_quantize_fp8.default": None,
     "llvq.paged_attention.default": 4,
     "llvq.paged_attention_fp8.default": 4,
+    "llvq.paged_attention_quantize_fp8.default": 4,
     "llvq.paged_attention_kept.default": 4,
 }
 # Calls that gather rows of their first argument: they read as much as they return.
@@ -36,6 +38,7 @@ POOLS = {
     "llvq.write_kept.default": 0,
     "llvq.paged_attention.default": 3,
     "llvq.paged_attention_fp8.default": 3,
+    "llvq.paged_attention_quantize_fp8.default": 3,
     "llvq.paged_attention_kept.default": 3,
 }
 
@@ -62,7 +65,7 @@ def node_macs(node: Node) -> int:
         return _numel(node) * (torch.Size(weight).numel() // weight[0])
     if name in ATTENTIONS:
         keys = _shape(node.args[1])[1] * (1 + _pages(node))
-        return 2 * _numel(node) * keys
+        return 2 * torch.Size(_shape(node.args[0])).numel() * keys
     return 0
 
 
