@@ -1,7 +1,12 @@
 """The llvq dialect: every op the compiler raises to, fuses into, and the runtime executes."""
 
 from llvq.dialect.cache_ops import paged_attention, paged_attention_kept, write_kept, write_page
-from llvq.dialect.fp8_attention_ops import attention_fp8, paged_attention_fp8
+from llvq.dialect.fp8_attention_ops import (
+    attention_fp8,
+    attention_quantize_fp8,
+    paged_attention_fp8,
+    paged_attention_quantize_fp8,
+)
 from llvq.dialect.fp8_ops import (
     add_norm_quantize_fp8,
     fp8_linear,
@@ -38,6 +43,7 @@ __all__ = [
     "add_norm_quantize_fp8",
     "attention",
     "attention_fp8",
+    "attention_quantize_fp8",
     "dequantize",
     "fp8_linear",
     "gate_residual",
@@ -53,6 +59,7 @@ __all__ = [
     "nvfp4_linear_w4a16",
     "paged_attention",
     "paged_attention_fp8",
+    "paged_attention_quantize_fp8",
     "paged_attention_kept",
     "quantize",
     "quantize_fp8",

@@ -1,8 +1,10 @@
 """Attention in FP8: Q, K, V and the softmax weights are E4M3, sums and softmax are fp32.
 
 Q has one scale per token and head. K has one scale for all of it, and V another, so that neither
-product needs more than one factor. Weights are at most 1 and are scaled by 256. Shapes: B, N, M, H,
-D as in model_ops, P pages of history.
+product needs more than one factor. Weights are at most 1 and are scaled by 256. What comes out is a
+mean of rows of V, so the scale of V reaches it: an op that ends in `quantize_fp8` writes FP8 under
+that scale, and no token has to be read twice. Shapes: B, N, M, H, D as in model_ops, E = H*D, P
+pages of history.
 """
 
 from __future__ import annotations
@@ -30,8 +32,40 @@ def _attention_fp8_fake(q: Tensor, k: Tensor, v: Tensor, scale: float | None = N
 @op(fake=_attention_fp8_fake, tolerance=WEIGHT_ROUNDING)
 def attention_fp8(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Softmax attention in FP8: q [B, N, H, D], k and v [B, M, H, D]; the dtype of q."""
-    k_scale, v_scale = (fp8.scale_of(x.abs().amax()) for x in (k, v))
-    return _attend(q, k, v, k_scale, v_scale, scale)
+    return _attend(q, k, v, *_scales(k, v), scale).to(q.dtype)
+
+
+def _attention_quantize_fp8_fake(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    return _packed_like(q, v)
+
+
+@op(fake=_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING)
+def attention_quantize_fp8(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """`attention_fp8` with its heads side by side: values e4m3 [B, N, E], and [B, N, 1] times the
+    scale of V."""
+    k_scale, v_scale = _scales(k, v)
+    return _packed(_attend(q, k, v, k_scale, v_scale, scale), v_scale)
+
+
+def _scales(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    return fp8.scale_of(k.abs().amax()), fp8.scale_of(v.abs().amax())
+
+
+def _packed_like(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads = q.shape[:3]
+    return (
+        q.new_empty((batch, tokens, heads * v.shape[-1]), dtype=fp8.DTYPE),
+        q.new_empty((batch, tokens, 1), dtype=torch.float32),
+    )
+
+
+def _packed(out: Tensor, v_scale: Tensor) -> tuple[Tensor, Tensor]:
+    values = fp8.encode(out, v_scale).flatten(2)
+    return values, v_scale.expand(*out.shape[:2], 1).contiguous()
 
 
 def _paged_attention_fp8_fake(
@@ -69,6 +103,60 @@ def paged_attention_fp8(
     being read. With cos and sin (relative positions) raw K is rotated as `paged_attention` does
     it, in the dtype of k; a rotation may make a bound sqrt(2) times as large, also that of the own.
     """
+    q, window_k, window_v, k_scale, v_scale = _windows(
+        q, k, v, pages, table, cos, sin, layer, kv_format
+    )
+    return _attend(q, window_k, window_v, k_scale, v_scale, scale).to(q.dtype)
+
+
+def _paged_attention_quantize_fp8_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    layer: int,
+    kv_format: str,
+) -> tuple[Tensor, Tensor]:
+    return _packed_like(q, v)
+
+
+@op(fake=_paged_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING)
+def paged_attention_quantize_fp8(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    layer: int,
+    kv_format: str,
+) -> tuple[Tensor, Tensor]:
+    """`paged_attention_fp8` with its heads side by side: values e4m3 [1, N, E], and [1, N, 1] times
+    the scale of V."""
+    q, window_k, window_v, k_scale, v_scale = _windows(
+        q, k, v, pages, table, cos, sin, layer, kv_format
+    )
+    return _packed(_attend(q, window_k, window_v, k_scale, v_scale, scale), v_scale)
+
+
+def _windows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    layer: int,
+    kv_format: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q, the window's K and V in fp32, and the scales of both."""
     read, bound = KV_FORMATS[kv_format].read, KV_FORMATS[kv_format].bound
     window_k, window_v = (
         torch.cat([read(pages, layer, which, table, torch.float32)[None], own.float()], dim=1)
@@ -82,7 +170,7 @@ def paged_attention_fp8(
         q = rope.reference(q, cos[window - own : window], sin[window - own : window])
         window_k = rope.reference(window_k.to(k.dtype), cos[:window], sin[:window])
         k_scale = k_scale * 2**0.5
-    return _attend(q, window_k, window_v, k_scale, v_scale, scale)
+    return q, window_k, window_v, k_scale, v_scale
 
 
 def _window_scale(own: Tensor, bounds: Tensor) -> Tensor:
@@ -93,7 +181,7 @@ def _window_scale(own: Tensor, bounds: Tensor) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor, scale: float | None
 ) -> Tensor:
-    """Head by head, to keep the scores of one in memory: [B, N, M] in fp32."""
+    """fp32 [B, N, H, D]. Head by head, to keep the scores of one in memory: [B, N, M] in fp32."""
     q_values, q_scale = fp8.quantize(q, (-1,))
     k_values, v_values = fp8.encode(k, k_scale), fp8.encode(v, v_scale)
     factor = q_scale * k_scale * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -104,4 +192,4 @@ def _attend(
         weights = (scores - scores.amax(-1, keepdim=True)).exp() * WEIGHT_SCALE
         total = weights.sum(-1, keepdim=True)
         heads.append(weights.to(fp8.DTYPE).float() @ v_h * v_scale / total)
-    return torch.stack(heads, dim=2).to(q.dtype)
+    return torch.stack(heads, dim=2)

@@ -21,6 +21,7 @@ from llvq.passes.activations_to_fp8 import activations_to_fp8
 from llvq.passes.attention_to_fp8 import attention_to_fp8
 from llvq.passes.books import Book
 from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
+from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
 from llvq.passes.manager import Pass, Report, measure, report
 from llvq.passes.rules import Context
 from llvq.passes.spec import verify_graph
@@ -35,6 +36,7 @@ LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
             Pass(activations_to_fp8, Level.STAGED, "rounds"),
             Pass(fuse_add_norm_fp8, Level.STAGED, "exact"),
             Pass(attention_to_fp8, Level.STAGED, "rounds"),
+            Pass(fuse_attention_fp8, Level.STAGED, "rounds"),
         ),
         "w4a16": (Pass(activations_in_bf16, Level.STAGED, "rounds"),),
     }

@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llvq.dialect import attention_fp8, paged_attention_fp8, rope, write_page
+from llvq.dialect import (
+    attention_fp8,
+    attention_quantize_fp8,
+    paged_attention_fp8,
+    paged_attention_quantize_fp8,
+    rope,
+    write_page,
+)
 from llvq.formats import fp8
 from llvq.formats.kv import KV_FORMATS
 
@@ -237,3 +244,25 @@ def test_nan_in_a_page_is_seen(randn: Any, kv_format: str) -> None:
     write_page.overload(pages, spoiled, v, torch.tensor(1), 0, kv_format)
     args = (pages, int64(0, 1), None, None, None, 0, kv_format)
     assert paged_attention_fp8.overload(q, k, v, *args).isnan().all()
+
+
+@DTYPES
+def test_written_in_fp8_it_is_attention_under_the_scale_of_v(
+    check_op: Any, randn: Any, dtype: torch.dtype
+) -> None:
+    q, k, v = (randn(1, tokens, HEADS, HEAD_DIM, dtype=dtype) for tokens in (5, 9, 9))
+    values, scale = check_op(attention_quantize_fp8, q, k, v)
+    assert torch.equal(scale, torch.full_like(scale, float(v.float().abs().max() / 448)))
+    found = (values.float() * scale).unflatten(-1, (HEADS, -1))
+    assert far(found, sdpa(*rounded_qkv(q, k, v))) < ROUNDED_WEIGHTS + 2**-4
+    assert far(found, attention_fp8.overload(q, k, v).float()) < 2**-4
+
+
+@FORMATS
+def test_over_pages_too(check_op: Any, randn: Any, kv_format: str) -> None:
+    pages = written(randn, kv_format, BF16, (2, 0), 1)
+    q, k, v = (chunk(randn, BF16) for _ in range(3))
+    args = (q, k, v, pages, int64(2, 0), *places(), None, 1, kv_format)
+    values, scale = check_op(paged_attention_quantize_fp8, *args)
+    found = (values.float() * scale).unflatten(-1, (HEADS, -1))
+    assert far(found, paged_attention_fp8.overload(*args).float()) < 2**-4

@@ -1,4 +1,4 @@
-"""Attention in FP8: `paged_attention_fp8` and `attention_fp8`, over a window that is in FP8.
+"""Attention in FP8, over a window that is in FP8: of tensors or pages, written in bf16 or in FP8.
 
 One warp group has 64 queries of one head and goes over all keys, 128 at a time. Two of them share a
 multiprocessor: while one computes a softmax, the tensor cores work for the other.
@@ -39,7 +39,18 @@ def attention_fp8(
     launch: Launcher, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 ) -> Tensor:
     """Attention over k and v [1, M, H, D] as they are."""
-    return _attend(launch, q, window_in_fp8(launch, k, v), scale, None)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    _attend(launch, q, window_in_fp8(launch, k, v), scale, None, out)
+    return out
+
+
+def attention_quantize_fp8(
+    launch: Launcher, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same as values [1, N, E] and scales [1, N, 1]."""
+    out = _packed_like(q)
+    _attend(launch, q, window_in_fp8(launch, k, v), scale, None, *out)
+    return out
 
 
 def paged_attention_fp8(
@@ -58,7 +69,36 @@ def paged_attention_fp8(
     """Attention over the pages of a table, then the chunk's own k and v."""
     rope = (cos, sin) if cos is not None and sin is not None else None
     window = window_in_fp8(launch, k, v, History(pages, table, layer, kv_format), rope)
-    return _attend(launch, q, window, scale, rope)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    _attend(launch, q, window, scale, rope, out)
+    return out
+
+
+def paged_attention_quantize_fp8(
+    launch: Launcher,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    layer: int,
+    kv_format: str,
+) -> tuple[Tensor, Tensor]:
+    """The same as values [1, N, E] and scales [1, N, 1]."""
+    rope = (cos, sin) if cos is not None and sin is not None else None
+    window = window_in_fp8(launch, k, v, History(pages, table, layer, kv_format), rope)
+    out = _packed_like(q)
+    _attend(launch, q, window, scale, rope, *out)
+    return out
+
+
+def _packed_like(q: Tensor) -> tuple[Tensor, Tensor]:
+    batch, tokens, heads, dim = q.shape
+    values = torch.empty((batch, tokens, heads * dim), dtype=fp8.DTYPE, device=q.device)
+    return values, torch.empty((batch, tokens, 1), dtype=torch.float32, device=q.device)
 
 
 def _attend(
@@ -67,10 +107,13 @@ def _attend(
     window: Window,
     scale: float | None,
     rope: tuple[Tensor, Tensor] | None,
-) -> Tensor:
+    out: Tensor,
+    out_scales: Tensor | None = None,
+) -> None:
+    """Writes out, in its dtype; where it has scales, each token's is that of V."""
     _, tokens, heads, dim = q.shape
     values = torch.empty((heads, tokens, dim), dtype=fp8.DTYPE, device=q.device)
-    scales = torch.empty((heads, tokens), dtype=torch.float32, device=q.device)
+    scales = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
     rows = in_rows(q)
     tiles = triton.cdiv(tokens, QUERIES)
     first = window.keys - tokens  # the place of the first query, which its angles have
@@ -83,11 +126,11 @@ def _attend(
         scales,
         rows.stride(0),
         tokens,
+        heads,
         first,
         D=dim,
         QUERIES=QUERIES,
     )
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     launch(
         attend_kernel,
         (tiles, heads),
@@ -97,6 +140,7 @@ def _attend(
         window.v,
         window.scales,
         out,
+        out_scales,
         float(dim**-0.5 if scale is None else scale),
         tokens,
         window.keys,
@@ -109,12 +153,21 @@ def _attend(
         PADDED=window.keys != window.k.shape[1],
         stages=STAGES,
     )
-    return out
 
 
 @triton.jit
 def quantize_queries_kernel(
-    q, cos, sin, values, scales, stride, tokens, first, D: tl.constexpr, QUERIES: tl.constexpr
+    q,
+    cos,
+    sin,
+    values,
+    scales,
+    stride,
+    tokens,
+    heads,
+    first,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
 ):
     head = tl.program_id(1)
     token = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
@@ -129,7 +182,7 @@ def quantize_queries_kernel(
     row = head.to(tl.int64) * tokens + token
     coded = (x * (1.0 / scale)[:, None]).to(tl.float8e4nv)
     tl.store(values + row[:, None] * D + dims[None, :], coded, mask=inside[:, None])
-    tl.store(scales + row, scale, mask=inside)
+    tl.store(scales + token * heads + head, scale, mask=inside)
 
 
 @triton.jit
@@ -140,6 +193,7 @@ def attend_kernel(
     v,
     scales,
     out,
+    out_scales,
     scale,
     tokens,
     keys,
@@ -162,7 +216,7 @@ def attend_kernel(
     queries = q_tiles.load([tile * QUERIES, 0])
     # Scores in units of log2: softmax needs no base of its own.
     factor = tl.load(scales) * scale * LOG2_E
-    factor = tl.load(q_scales + first_row + token, mask=inside, other=1.0) * factor
+    factor = tl.load(q_scales + token * heads + head, mask=inside, other=1.0) * factor
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     acc = tl.zeros((QUERIES, D), tl.float32)
@@ -179,7 +233,12 @@ def attend_kernel(
         acc = acc * shrink[:, None]
         acc = tl.dot(in_key_order(weights, QUERIES, KEYS), v_tiles.load([0, first]).T, acc)
         top = higher
-    acc = acc * (tl.load(scales + 1) / total)[:, None]
+    v_scale = tl.load(scales + 1)
+    if out_scales is not None:
+        acc = acc * (1.0 / total)[:, None]  # a mean of codes of V
+        tl.store(out_scales + token, tl.zeros_like(total) + v_scale, mask=inside & (head == 0))
+    else:
+        acc = acc * (v_scale / total)[:, None]
     at = (token.to(tl.int64)[:, None] * heads + head) * D + tl.arange(0, D)[None, :]
     tl.store(out + at, acc.to(out.dtype.element_ty), mask=inside[:, None])
 

@@ -6,7 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from llvq.backends.triton.fp8_attention import attention_fp8, paged_attention_fp8
+from llvq.backends.triton.fp8_attention import (
+    attention_fp8,
+    attention_quantize_fp8,
+    paged_attention_fp8,
+    paged_attention_quantize_fp8,
+)
 from llvq.backends.triton.fp8_norm import add_norm_quantize_fp8, norm_modulate_quantize_fp8
 from llvq.backends.triton.fp8_quantize import gelu_quantize_fp8, quantize_fp8
 from llvq.backends.triton.gate_residual import gate_residual
@@ -19,6 +24,7 @@ from llvq.backends.triton.rope import rms_norm_rope, rope
 OPS: Mapping[str, Callable[..., Any]] = {
     "add_norm_quantize_fp8": add_norm_quantize_fp8,
     "attention_fp8": attention_fp8,
+    "attention_quantize_fp8": attention_quantize_fp8,
     "dequantize": dequantize,
     "gate_residual": gate_residual,
     "gelu_quantize": gelu_quantize,
@@ -27,6 +33,7 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "norm_modulate_quantize": norm_modulate_quantize,
     "norm_modulate_quantize_fp8": norm_modulate_quantize_fp8,
     "paged_attention_fp8": paged_attention_fp8,
+    "paged_attention_quantize_fp8": paged_attention_quantize_fp8,
     "quantize": quantize,
     "quantize_fp8": quantize_fp8,
     "rms_norm": rms_norm,

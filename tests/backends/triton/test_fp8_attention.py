@@ -58,6 +58,27 @@ def test_pages_are_attended(
     assert error(found, op.reference(*args)) <= op.tolerance.relative
 
 
+@pytest.mark.parametrize("slots", [[], [1, 2]])
+def test_it_writes_fp8_under_the_scale_of_v(
+    launch: Launcher, device: torch.device, randn: RandN, slots: list[int]
+) -> None:
+    tokens = 37
+    q, k, v = (randn(1, tokens, HEADS, DIM) for _ in range(3))
+    pages = filled_pages(randn, "nvfp4", tokens, device)
+    table = torch.tensor(slots, dtype=torch.int64, device=device)
+    args = (q, k, v, pages, table, None, None, None, 1, "nvfp4")
+    for name, given in (
+        ("paged_attention_quantize_fp8", args),
+        ("attention_quantize_fp8", args[:3]),
+    ):
+        values, scale = getattr(fp8_attention, name)(launch, *given)
+        op = DIALECT[name]
+        wanted_values, wanted_scale = op.reference(*given)
+        assert torch.allclose(scale, wanted_scale, rtol=1e-6)
+        found, wanted = values.float() * scale, wanted_values.float() * wanted_scale
+        assert error(found, wanted) <= op.tolerance.relative
+
+
 def test_a_scale_of_its_own(launch: Launcher, randn: RandN) -> None:
     q, k, v = (randn(1, 6, HEADS, DIM) for _ in range(3))
     found = fp8_attention.attention_fp8(launch, q, k, v, 0.5)
