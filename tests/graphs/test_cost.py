@@ -10,7 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import llvq.dialect  # noqa: F401
 from llvq.calibration import LayerFacts
-from llvq.graphs.cost import macs
+from llvq.graphs.cost import macs, node_bytes
+from llvq.graphs.on_meta import run_on_meta
+from llvq.graphs.write import weight
 from llvq.passes import PIPELINE, Options, run
 from llvq.program import Program
 from llvq.recipe import BF16, NVFP4
@@ -32,6 +34,40 @@ def test_convolution_and_linear() -> None:
     with FlopCounterMode(display=False) as counter:
         module(x)
     assert 2 * macs(gm) == counter.get_total_flops()
+
+
+def test_calls_move_what_they_read_and_write_and_views_nothing() -> None:
+    """In fp32: a convolution, two views, a linear, the gather of two rows of four."""
+    module, x = Convolutions(), torch.randn(1, 4, 5, 6, 7)
+    moved = bytes_of(torch.export.export(module, (x,), strict=False).module(check_guards=False))
+    conv, linear = 6 * 3 * 4 * 5, 3 * 4 * 5 * 10
+    assert moved["aten.conv3d.default"] == 4 * (x.numel() + 6 * 4 * 27 + 6 + conv)
+    assert moved["aten.linear.default"] == 4 * (conv + 60 + 10 + linear)
+    assert moved["aten.permute.default"] == 0
+
+
+class Gathering(torch.nn.Module):
+    def forward(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return x.index_select(0, rows).expand(3, -1, -1) + 1.0
+
+
+def test_a_gather_reads_what_it_gives_and_an_expanded_tensor_is_read_once() -> None:
+    inputs = torch.randn(4, 5), torch.tensor([1, 3])
+    moved = bytes_of(torch.export.export(Gathering(), inputs).module(check_guards=False))
+    assert moved["aten.index_select.default"] == 2 * 4 * (2 * 5)
+    assert moved["aten.add.Tensor"] == 4 * (2 * 5 + 3 * 2 * 5)
+
+
+def bytes_of(gm: torch.fx.GraphModule) -> dict[str, int]:
+    """By op; each is called once. What export adds to check its inputs is left out."""
+    for node in list(gm.graph.nodes):
+        if node.op == "call_module":
+            gm.graph.erase_node(node)
+        if node.op == "get_attr" and "val" not in node.meta:
+            node.meta["val"] = weight(gm, node.target)
+    values = run_on_meta(gm)
+    calls = [node for node in gm.graph.nodes if node.op == "call_function"]
+    return {str(node.target): node_bytes(node, values) for node in calls}
 
 
 def test_a_quantized_denoiser_costs_what_the_original_does(program: Program) -> None:
