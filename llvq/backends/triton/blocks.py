@@ -26,20 +26,30 @@ LARGEST_CODE = tl.constexpr(126)
 
 
 @triton.jit
-def load_blocks(pointer, offset, mask):
-    """The halves of the blocks that start at these offsets [B], fp32; zeros where masked."""
+def load_halves(pointer, offset, mask):
+    """The halves of blocks that start at these offsets [B], fp32 [B, 8]; zeros where masked."""
     place = offset[:, None] + tl.arange(0, HALF)[None, :]
-    low = tl.load(pointer + place, mask=mask[:, None], other=0.0)
-    high = tl.load(pointer + place + HALF, mask=mask[:, None], other=0.0)
-    return low.to(tl.float32), high.to(tl.float32)
+    return tl.load(pointer + place, mask=mask[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def store_halves(pointer, offset, x, mask):
+    """The inverse of `load_halves`, in the dtype of the pointer."""
+    place = offset[:, None] + tl.arange(0, HALF)[None, :]
+    tl.store(pointer + place, x.to(pointer.dtype.element_ty), mask=mask[:, None])
+
+
+@triton.jit
+def load_blocks(pointer, offset, mask):
+    """Both halves of the blocks that start at these offsets [B]."""
+    return load_halves(pointer, offset, mask), load_halves(pointer, offset + HALF, mask)
 
 
 @triton.jit
 def store_blocks(pointer, offset, low, high, mask):
-    """The inverse of `load_blocks`, in the dtype of the pointer."""
-    place = offset[:, None] + tl.arange(0, HALF)[None, :]
-    tl.store(pointer + place, low.to(pointer.dtype.element_ty), mask=mask[:, None])
-    tl.store(pointer + place + HALF, high.to(pointer.dtype.element_ty), mask=mask[:, None])
+    """The inverse of `load_blocks`."""
+    store_halves(pointer, offset, low, mask)
+    store_halves(pointer, offset + HALF, high, mask)
 
 
 @triton.jit

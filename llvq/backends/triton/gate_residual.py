@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.blocks import BLOCK, load_blocks, store_blocks
+from llvq.backends.triton.blocks import HALF, load_halves, store_halves
 from llvq.backends.triton.norm import rounded
 from llvq.backends.triton.rows import as_rows, row_tile
 from llvq.backends.triton.specialize import Launcher
@@ -38,24 +38,22 @@ def _gate_residual_kernel(
     x_stride,
     y_stride,
     gate_stride,
-    BLOCKS: tl.constexpr,
+    HALVES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     stream: tl.constexpr = x.dtype.element_ty
     branch: tl.constexpr = y.dtype.element_ty
     kind: tl.constexpr = gate.dtype.element_ty
-    column = tl.arange(0, BLOCKS)
-    place, mask = column * BLOCK, column < width // BLOCK
+    place = tl.arange(0, HALVES) * HALF
+    mask = place < width
     group = tl.program_id(1)
-    gate_low, gate_high = load_blocks(gate + group * gate_stride, place, mask)
-    first = tl.program_id(0) * ROWS
-    for inside in range(first, min(first + ROWS, rows)):
-        row = group * rows + inside
-        x_low, x_high = load_blocks(x + row * x_stride, place, mask)
-        y_low, y_high = load_blocks(y + row * y_stride, place, mask)
-        low = _gated(x_low, y_low, gate_low, stream, branch, kind)
-        high = _gated(x_high, y_high, gate_high, stream, branch, kind)
-        store_blocks(out + row * width, place, low, high, mask)
+    factor = load_halves(gate + group * gate_stride, place, mask)
+    first = group * rows + tl.program_id(0) * ROWS
+    for row in range(first, min(first + ROWS, group * rows + rows)):
+        residual = load_halves(x + row * x_stride, place, mask)
+        added = load_halves(y + row * y_stride, place, mask)
+        found = _gated(residual, added, factor, stream, branch, kind)
+        store_halves(out + row * width, place, found, mask)
 
 
 def gate_residual(launch: Launcher, x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
@@ -70,7 +68,7 @@ def gate_residual(launch: Launcher, x: Tensor, y: Tensor, gate: Tensor) -> Tenso
         _gate_residual_kernel,
         (triton.cdiv(rows, ROWS), groups),
         *(stream, branch, gates, out, rows, width, *strides),
-        BLOCKS=blocks,
+        HALVES=2 * blocks,
         ROWS=ROWS,
         warps=warps,
         exact=True,

@@ -1,7 +1,7 @@
 """Norms of whole rows: `norm_modulate`, `norm_modulate_quantize` and `rms_norm`.
 
-A program holds one row at a time, and what all its rows share: the modulation of their group, or
-the weight. Shapes as in `dialect.model_ops`; R rows, P rows per program.
+A program holds one row at a time. What its rows share, it reads again for each of them: that is
+in the cache, and registers are worth more. Shapes as in `dialect.model_ops`.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,7 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.blocks import BLOCK, amax_bits, load_blocks, store_blocks
+from llvq.backends.triton.blocks import (
+    BLOCK,
+    HALF,
+    amax_bits,
+    load_blocks,
+    load_halves,
+    store_blocks,
+    store_halves,
+)
 from llvq.backends.triton.global_scale import load_global_scale, no_amax
 from llvq.backends.triton.quantize import store_quantized
 from llvq.backends.triton.rows import as_rows, row_tile
@@ -46,21 +54,13 @@ def layer_norm(low, high, width, eps, mask):
 
 
 @triton.jit
-def rms_scale(low, high, width, eps):
-    """What a row is multiplied with to have a mean square of one."""
-    mean = tl.math.div_rn(_row_sum(low * low, high * high), width.to(tl.float32))
-    return tl.math.div_rn(1.0, tl.math.sqrt_rn(mean + eps))
-
-
-@triton.jit
-def weighted(
-    low, high, scale, weight_low, weight_high, TO: tl.constexpr, ROUND_FIRST: tl.constexpr
-):
-    """`rms_norm` of a row whose scale is known."""
-    low, high = low * scale, high * scale
+def rms_normed(x, weight, width, eps, TO: tl.constexpr, ROUND_FIRST: tl.constexpr):
+    """`rms_norm` of a row, fp32 of what `TO` can hold."""
+    mean = tl.math.div_rn(tl.sum(tl.sum(x * x, 1), 0), width.to(tl.float32))
+    x *= tl.math.div_rn(1.0, tl.math.sqrt_rn(mean + eps))
     if ROUND_FIRST:
-        low, high = rounded(low, TO), rounded(high, TO)
-    return rounded(low * weight_low, TO), rounded(high * weight_high, TO)
+        x = rounded(x, TO)
+    return rounded(x * weight, TO)
 
 
 @triton.jit
@@ -98,10 +98,6 @@ def _norm_modulate_kernel(
     column = tl.arange(0, BLOCKS)
     place, mask = column * BLOCK, column < row_blocks
     group = tl.program_id(1)
-    factor_low, factor_high = load_blocks(scale + group * scale_stride, place, mask)
-    factor_low = rounded(factor_low + 1.0, scale.dtype.element_ty)
-    factor_high = rounded(factor_high + 1.0, scale.dtype.element_ty)
-    shift_low, shift_high = load_blocks(shift + group * shift_stride, place, mask)
     if codes is not None:
         g = load_global_scale(given, amax, RULE)
         if tl.program_id(0) + group == 0:
@@ -111,6 +107,10 @@ def _norm_modulate_kernel(
     for row in range(first, min(first + ROWS, group * rows + rows)):
         low, high = load_blocks(x + row * x_stride, place, mask)
         low, high = layer_norm(low, high, width, eps, mask)
+        factor_low, factor_high = load_blocks(scale + group * scale_stride, place, mask)
+        factor_low = rounded(factor_low + 1.0, scale.dtype.element_ty)
+        factor_high = rounded(factor_high + 1.0, scale.dtype.element_ty)
+        shift_low, shift_high = load_blocks(shift + group * shift_stride, place, mask)
         low = _modulated(low, factor_low, shift_low, dtype, step)
         high = _modulated(high, factor_high, shift_high, dtype, step)
         if out is not None:
@@ -187,20 +187,17 @@ def _rms_norm_kernel(
     stride,
     eps,
     ROUND_FIRST: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    HALVES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    column = tl.arange(0, BLOCKS)
-    place, mask = column * BLOCK, column < width // BLOCK
-    weight_low, weight_high = load_blocks(weight, place, mask)
+    place = tl.arange(0, HALVES) * HALF
+    mask = place < width
+    factor = load_halves(weight, place, mask)
     first = tl.program_id(0) * ROWS
     for row in range(first, min(first + ROWS, rows)):
-        low, high = load_blocks(x + row * stride, place, mask)
-        scale = rms_scale(low, high, width, eps)
-        low, high = weighted(
-            low, high, scale, weight_low, weight_high, x.dtype.element_ty, ROUND_FIRST
-        )
-        store_blocks(out + row * width, place, low, high, mask)
+        y = load_halves(x + row * stride, place, mask)
+        y = rms_normed(y, factor, width, eps, x.dtype.element_ty, ROUND_FIRST)
+        store_halves(out + row * width, place, y, mask)
 
 
 def rms_norm(launch: Launcher, x: Tensor, weight: Tensor, eps: float, round_first: bool) -> Tensor:
@@ -213,7 +210,7 @@ def rms_norm(launch: Launcher, x: Tensor, weight: Tensor, eps: float, round_firs
         (triton.cdiv(flat.shape[0], ROWS),),
         *(flat, weight, out, flat.shape[0], x.shape[-1], flat.stride(0), eps),
         ROUND_FIRST=round_first,
-        BLOCKS=blocks,
+        HALVES=2 * blocks,
         ROWS=ROWS,
         warps=warps,
         exact=True,

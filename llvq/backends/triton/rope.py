@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.blocks import BLOCK, HALF, load_blocks, store_blocks
-from llvq.backends.triton.norm import rms_scale, weighted
+from llvq.backends.triton.blocks import BLOCK, HALF, load_halves, store_halves
+from llvq.backends.triton.norm import rms_normed
 from llvq.backends.triton.rows import as_rows, blocks_in, row_tile
 from llvq.backends.triton.specialize import Launcher
 
@@ -36,16 +36,6 @@ def _rotated(x, cos, sin):
 
 
 @triton.jit
-def rotate_blocks(low, high, cos, sin, token, head_blocks, column, mask):
-    """Rotate blocks of a row, which is that of a token; `column` [B] counts them in the row."""
-    place = (token * head_blocks + column % head_blocks) * HALF
-    low = _rotated(low, _load_pairs(cos, place, mask), _load_pairs(sin, place, mask))
-    place += PAIRS
-    high = _rotated(high, _load_pairs(cos, place, mask), _load_pairs(sin, place, mask))
-    return low, high
-
-
-@triton.jit
 def _rope_kernel(
     x,
     weight,
@@ -56,27 +46,25 @@ def _rope_kernel(
     tokens,
     width,
     stride,
-    head_blocks,
+    head_dim,
     eps,
     ROUND_FIRST: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    HALVES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """`rope` of rows, and before it their norm if there is a weight."""
-    column = tl.arange(0, BLOCKS)
-    place, mask = column * BLOCK, column < width // BLOCK
+    place = tl.arange(0, HALVES) * HALF
+    mask = place < width
     if weight is not None:
-        weight_low, weight_high = load_blocks(weight, place, mask)
+        factor = load_halves(weight, place, mask)
     first = tl.program_id(0) * ROWS
     for row in range(first, min(first + ROWS, rows)):
-        low, high = load_blocks(x + row * stride, place, mask)
+        y = load_halves(x + row * stride, place, mask)
         if weight is not None:
-            scale = rms_scale(low, high, width, eps)
-            low, high = weighted(
-                low, high, scale, weight_low, weight_high, x.dtype.element_ty, ROUND_FIRST
-            )
-        low, high = rotate_blocks(low, high, cos, sin, row % tokens, head_blocks, column, mask)
-        store_blocks(out + row * width, place, low, high, mask)
+            y = rms_normed(y, factor, width, eps, x.dtype.element_ty, ROUND_FIRST)
+        pair = (row % tokens * head_dim + place % head_dim) // 2
+        y = _rotated(y, _load_pairs(cos, pair, mask), _load_pairs(sin, pair, mask))
+        store_halves(out + row * width, place, y, mask)
 
 
 def _rope(
@@ -89,18 +77,19 @@ def _rope(
     eps: float,
     round_first: bool,
 ) -> Tensor:
-    """x [B, N, H*D] -> [B, N, H, D]."""
+    """x [B, N, H*D] -> [B, N, H, D]. Raises KernelError: D is not a multiple of 16."""
     batch, tokens, width = x.shape
+    head_dim = BLOCK.value * blocks_in(width // heads)
     flat = as_rows(x)
-    out = torch.empty(batch, tokens, heads, width // heads, dtype=x.dtype, device=x.device)
+    out = torch.empty(batch, tokens, heads, head_dim, dtype=x.dtype, device=x.device)
     blocks, warps = row_tile(width)
-    sizes = (batch * tokens, tokens, width, flat.stride(0), blocks_in(width // heads))
+    sizes = (batch * tokens, tokens, width, flat.stride(0), head_dim)
     launch(
         _rope_kernel,
         (triton.cdiv(batch * tokens, ROWS),),
         *(flat, weight, as_rows(cos), as_rows(sin), out, *sizes, eps),
         ROUND_FIRST=round_first,
-        BLOCKS=blocks,
+        HALVES=2 * blocks,
         ROWS=ROWS,
         warps=warps,
         exact=True,

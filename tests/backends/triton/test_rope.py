@@ -11,6 +11,7 @@ from torch import Tensor
 from llvq import dialect
 from llvq.backends.triton.rope import rms_norm_rope, rope
 from llvq.backends.triton.specialize import Launcher
+from llvq.errors import KernelError
 from tests.backends.triton.compare import relative_error, same_bytes
 from tests.backends.triton.compiled import CHIPS, compiled, meta
 
@@ -53,6 +54,11 @@ def test_rms_norm_rope(
     limit = 1e-5 if dtype == FP32 else dialect.rms_norm_rope.tolerance.relative
     assert relative_error(found, dialect.rms_norm_rope.reference(*args)) <= limit
     assert same_bytes(found, rms_norm_rope(launch, *args))
+
+
+def test_heads_that_split_a_block_are_refused(launch: Launcher, randn: Any) -> None:
+    with pytest.raises(KernelError, match="rows of 24 channels"):
+        rope(launch, randn(1, 3, 2, 24), *tables(3, 24, randn(1).device))
 
 
 @pytest.mark.parametrize("chip", CHIPS)
