@@ -32,7 +32,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.denoise_ceilings import Ceiling, Linear, best, ceilings
-from benchmarks.denoise_models import Given, Llvq, Plain, random_inputs, relative_l2
+from benchmarks.denoise_models import (
+    Given,
+    Llvq,
+    Plain,
+    poisoned,
+    random_inputs,
+    relative_l2,
+)
 from benchmarks.denoise_ops import OpTime, costs, time_ops
 from benchmarks.denoise_table import text_of
 from benchmarks.prepared import (
@@ -299,7 +306,7 @@ def _prepared(state: Run, variant: Variant) -> tuple[Prepared, Any]:
     folder = state.options.prepared / variant.folder if state.options.prepared else None
     if folder is not None:
         prepared = load(folder)
-        kernels = read_kernels(prepared, folder, state.device)
+        kernels = read_kernels(prepared, folder, state.device, check=state.options.check)
         if kernels is not None:
             return prepared, kernels
     else:
@@ -336,13 +343,19 @@ def _errors(
     written: Sequence[tuple[Tensor, Tensor]],
     wanted: Tensor,
 ) -> dict[str, Any]:
-    """Of the velocity, and of K and V of each layer in the refresh before it: none where a kernel
-    writes pages without handing them on."""
+    """Of the velocity, and of K and V of each layer in the refresh before it (none where a kernel
+    writes pages without handing them on); of a second run, and one in poisoned memory."""
     layers = [
         {"k": relative_l2(ours[0], plain[0]), "v": relative_l2(ours[1], plain[1])}
         for ours, plain in zip(model.written, written, strict=bool(model.written))
     ]
-    return {"name": variant.name, "velocity": relative_l2(found, wanted), "layers": layers}
+    return {
+        "name": variant.name,
+        "velocity": relative_l2(found, wanted),
+        "layers": layers,
+        "twice": relative_l2(model.forward(), found),
+        "poisoned": relative_l2(poisoned(model.forward), found),
+    }
 
 
 def _op_row(row: OpTime, measured: Sequence[Ceiling]) -> dict[str, Any]:
@@ -386,6 +399,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", default="cuda", help="default: cuda")
     add("--tiny", action="store_true", help="the tiny model instead of 5B")
     add("--prepared", type=Path, metavar="DIR", help="graphs and kernels made elsewhere")
+    add("--check", action="store_true", help="prepared kernels against their references first")
     add("--variants", nargs="*", metavar="V", help="as w4a8-nvfp4 (default: all)")
     add("--compile", choices=COMPILE, default="none", help="torch.compile as well")
     add("--compile-limit", type=int, default=240, metavar="S", help="seconds (default 240)")

@@ -5,11 +5,13 @@ Both make their own history: a refresh of every chunk but the newest, whose velo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.utils.deterministic
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -159,6 +161,21 @@ class Llvq:
 
     def _integers(self, value: int | tuple[int, ...]) -> Tensor:
         return torch.tensor(value, dtype=torch.int64, device=self.model.device)
+
+
+def poisoned(call: Callable[[], Tensor]) -> Tensor:
+    """What a call gives where memory that it allocates holds NaN until it is written."""
+    was = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return call().clone()
+    finally:
+        torch.use_deterministic_algorithms(was)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def relative_l2(found: Tensor, wanted: Tensor) -> float:

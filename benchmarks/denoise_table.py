@@ -87,8 +87,10 @@ def errors(run: Mapping[str, Any]) -> str:
         layers = row["layers"]
         ends = [layers[0], layers[len(layers) // 2], layers[-1]] if layers else []
         shown = [f"{pair['k']:.4f} / {pair['v']:.4f}" for pair in ends] or ["-"] * 3
-        table.append((row["name"], f"{row['velocity']:.4f}", *shown))
-    columns = ("relative L2 against bf16", "velocity", "K / V of the first layer", "middle", "last")
+        same = ("same" if row[run] == 0 else f"{row[run]:.1e}" for run in ("twice", "poisoned"))
+        table.append((row["name"], f"{row['velocity']:.4f}", *shown, *same))
+    columns = ("relative L2 against bf16", "velocity", "K / V of the first layer", "middle", "last",
+               "run twice", "in poisoned memory")  # fmt: skip
     return _table(columns, table, left=1)
 
 

@@ -35,6 +35,7 @@ from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import CompiledStage, Executable, RunFacts
 from llvq.runtime.fold import attach_weights
 from llvq.runtime.kernels import Kernels
+from llvq.runtime.self_check import self_check
 from llvq.weights import WeightRecord
 
 DENOISER = ("condition", "modulate", "denoise", "refresh")
@@ -193,13 +194,22 @@ def write_kernels(prepared: Prepared, folder: Path, tell: Callable[[int, int], N
     package.write_kernels(writer, modules, prepared.inputs, chip, tell)
 
 
-def read_kernels(prepared: Prepared, folder: Path, device: torch.device) -> Kernels | None:
-    """The kernels of a folder on a GPU; None where there are none."""
+def read_kernels(
+    prepared: Prepared, folder: Path, device: torch.device, *, check: bool
+) -> Kernels | None:
+    """The kernels of a folder on a GPU; None where there are none.
+
+    With `check` they are held against the references of their ops first. Raises KernelError.
+    """
     chip, box = _target(prepared).chip, KernelFolder(folder)
     if chip is None or not (folder / "kernels" / chip).is_dir():
         return None
     anything: Any = box
-    return load_kernels(anything, read_table(anything, chip), chip, device)
+    table = read_table(anything, chip)
+    kernels = load_kernels(anything, table, chip, device)
+    if check:
+        self_check(table.checks, kernels, device)
+    return kernels
 
 
 def _target(prepared: Prepared) -> Target:

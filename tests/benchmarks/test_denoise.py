@@ -65,6 +65,7 @@ def test_ops_have_all_flop_of_the_forward_but_the_ends(document: dict[str, Any])
 def test_errors_are_those_of_four_bits(document: dict[str, Any]) -> None:
     for row in document["errors"]:
         assert 0.001 < row["velocity"] < 0.3 and len(row["layers"]) == 2
+        assert row["twice"] == row["poisoned"] == 0
 
 
 def test_what_fails_takes_nothing_with_it(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.denoise_models import Llvq, Plain, random_inputs, relative_l2
+from benchmarks.denoise_models import Llvq, Plain, poisoned, random_inputs, relative_l2
 from benchmarks.random_weights import device_weights, weight_specs
 from llvq.compiler import compile_model, instantiate
 from llvq.models.config import ModelConfig
@@ -32,6 +32,12 @@ def test_both_forms_agree_as_far_as_their_numbers_do(
         assert relative_l2(ours[0], wanted[0]) < limit and relative_l2(ours[1], wanted[1]) < limit
     assert model.page_bytes == model.model.facts.pages.nbytes
     assert model.weight_bytes > 0
+
+
+def test_memory_that_nobody_writes_shows() -> None:
+    assert poisoned(lambda: torch.empty(3)).isnan().all()
+    assert torch.equal(poisoned(lambda: torch.ones(3)), torch.ones(3))
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_nan_is_no_small_error() -> None:
