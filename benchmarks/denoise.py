@@ -217,7 +217,7 @@ def _time_variants(
         note(variant.name)
         try:
             made = _time_variant(state, variant, sources, given, written, wanted, measured)
-        except (LlvqError, RuntimeError) as error:
+        except (LlvqError, OSError, RuntimeError) as error:
             # The other variants are worth the time that the device has been taken for.
             traceback.print_exc()
             state.found["failed"][variant.name] = str(error).strip()

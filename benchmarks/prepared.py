@@ -25,6 +25,7 @@ from llvq.backends.base import Target, find_target
 from llvq.backends.triton.specialize import Launcher
 from llvq.checkpoints.random import tiny_config
 from llvq.compiler import compile_model
+from llvq.errors import LlvqError
 from llvq.models.config import LONGLIVE2_5B, ModelConfig
 from llvq.passes.lower import lower
 from llvq.passes.lowering import lower_to_numerics
@@ -223,18 +224,27 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--only", nargs="*", help="folders of variants, as w4a8-nvfp4")
     options = parser.parse_args(given)
-    config = denoiser_config(tiny=options.tiny)
+    config, failed = denoiser_config(tiny=options.tiny), 0
     for variant in HOPPER:
         if options.only and variant.folder not in options.only:
             continue
         folder = options.out / variant.folder
-        prepared = prepare(config, variant, options.target)
-        save(prepared, folder)
-        if _target(prepared).chip is not None:
-            write_kernels(prepared, folder, lambda done, of: None)
+        try:
+            write(prepare(config, variant, options.target), folder)
+        except LlvqError as error:
+            print(f"{variant.name}: {error}", file=sys.stderr)
+            failed += 1
+            continue
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         print(f"{folder}: {size / 1e6:.1f} MB", flush=True)
-    return 0
+    return 1 if failed else 0
+
+
+def write(prepared: Prepared, folder: Path) -> None:
+    """Graphs, and for a GPU the kernels that they launch. Raises TargetError."""
+    save(prepared, folder)
+    if _target(prepared).chip is not None:
+        write_kernels(prepared, folder, lambda done, of: None)
 
 
 if __name__ == "__main__":
