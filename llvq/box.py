@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 import llvq
 from llvq import graphs
@@ -19,10 +20,14 @@ from llvq.backends.base import Target
 from llvq.calibration import LayerFacts
 from llvq.checks import Checks, record_checks
 from llvq.compiler import Compiled, with_constants
-from llvq.parts import all_parts, without_text_encoder
-from llvq.passes.lower import lower
+from llvq.parts import Parts, all_parts, without_text_encoder
+from llvq.passes import Report
+from llvq.passes.lower import implementations_of, lower
+from llvq.passes.lowering import lower_to_numerics
 from llvq.passes.spec import verify_graph
 from llvq.program import Level
+from llvq.recipe import recipe_from_dict
+from llvq.runtime.contract import InputSpec
 from llvq.runtime.load import executable, op_table
 from llvq.sources import TensorSource
 from llvq.weights import WeightRecord
@@ -72,30 +77,72 @@ def export_box(
     *,
     text_encoder: bool = True,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[str, Checks]:
-    """Lower a program for a target and write the box with its check vectors; gives its id.
+    """Lower a program for a target and write the box with kernels and check vectors; gives its id.
 
-    Without `text_encoder` the box runs prompts whose embeddings are cached. Raises TargetError,
-    OutputError, RecipeError, ArtifactError (what cannot be left out).
+    Neither needs the target's machine: check vectors are what the reference gives on the CPU.
+    `progress` is told how many kernels are compiled, and of how many. Without `text_encoder` the
+    box runs prompts whose embeddings are cached. Raises TargetError, OutputError, RecipeError,
+    ArtifactError (what cannot be left out).
     """
     parts = all_parts(program) if text_encoder else without_text_encoder(program)
     modules = {
         name: graphs.load(program.graph(name), device="meta") for name in parts.fields["stages"]
     }
+    recipe = recipe_from_dict(program.manifest["recipe"])
+    reports = lower_to_numerics(modules, target.numerics, recipe)
     lower(modules, target)
     for name, gm in modules.items():
         verify_graph(name, gm, Level.LOWERED)
-    checks = record_checks(executable(program, target.device, stages=modules))
+    documents = {name: graphs.dump(gm) for name, gm in modules.items()}
+    checks = record_checks(executable(program, "cpu", documents=documents))
     with BoxWriter(path, overwrite=overwrite) as writer:
-        for name, gm in modules.items():
-            writer.add_json(f"graphs/{name}.json", graphs.dump(gm))
+        for name, document in documents.items():
+            writer.add_json(f"graphs/{name}.json", document)
         for file in parts.files:
             writer.link(file, program.file(file))
         for name, tensors in checks.vectors.items():
             writer.add_tensors(f"checks/{name}.safetensors", tensors)
-        fields: dict[str, Any] = {"kind": "box", "target": target.name, "numerics": target.numerics}
-        fields |= {"unchecked": dict(checks.skipped)}
+        fields = _box_fields(target, modules, documents, checks)
+        fields["passes"] = [*parts.fields["passes"], *map(_row, reports)]
+        if target.chip is not None:
+            fields["kernels"] = _write_kernels(writer, parts, modules, target.chip, progress)
         return writer.finish({**parts.fields, **fields}), checks
+
+
+def _box_fields(
+    target: Target,
+    modules: Mapping[str, GraphModule],
+    documents: Mapping[str, Any],
+    checks: Checks,
+) -> dict[str, Any]:
+    """What a box says that its program does not."""
+    ops = sorted(set().union(*(graphs.ops_used(document) for document in documents.values())))
+    return {
+        "kind": "box",
+        "target": target.name,
+        "numerics": target.numerics,
+        "ops": op_table(ops),
+        "implementations": implementations_of(modules),
+        "kernels": None,
+        "unchecked": dict(checks.skipped),
+    }
+
+
+def _write_kernels(
+    writer: BoxWriter,
+    parts: Parts,
+    modules: Mapping[str, GraphModule],
+    chip: str,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    # Only exporting for a GPU needs a compiler for one.
+    from llvq.backends.triton.package import write_kernels
+
+    contract = parts.fields["contract"]
+    inputs = {name: [InputSpec.from_dict(spec) for spec in contract[name]] for name in modules}
+    return write_kernels(writer, modules, inputs, chip, progress)
 
 
 def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +160,18 @@ def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[st
         "state": plain(compiled.facts.to_dict()),
         "stages": {name: {"outputs": list(s.outputs)} for name, s in compiled.stages.items()},
         "recipe": plain(compiled.recipe.to_dict()),
-        "passes": [plain(report.to_dict(timing=False)) for report in compiled.reports],
+        "passes": [_row(report) for report in compiled.reports],
         "model": plain(compiled.config.to_dict()),
         "unchecked": {},
         "left_out": {},
+        "implementations": {},
+        "kernels": None,
         "weights": {r.target: _record(r) for r in compiled.weights.values()},
     }
+
+
+def _row(report: Report) -> Any:
+    return plain(report.to_dict(timing=False))
 
 
 def _record(record: WeightRecord) -> dict[str, Any]:

@@ -127,19 +127,22 @@ def replay(executable: Executable, box: Box) -> list[CheckResult]:
     for name, stage in executable.stages.items():
         file = f"checks/{name}.safetensors"
         if file in box.manifest["files"]:
-            results += check_stage(stage, load_file(box.file(file)))
+            results += check_stage(stage, load_file(box.file(file)), executable.device)
     return results
 
 
-def check_stage(stage: CompiledStage, vectors: Mapping[str, Tensor]) -> list[CheckResult]:
+def check_stage(
+    stage: CompiledStage, vectors: Mapping[str, Tensor], device: torch.device
+) -> list[CheckResult]:
     """Run one stage on recorded inputs, zeros for those left out, and compare its outputs."""
-    given = {
+    recorded = {
         spec.name: vectors[INPUT + spec.name]
         if INPUT + spec.name in vectors
         else torch.zeros(spec.sizes).to(spec.dtype)
         for spec in stage.inputs
     }
-    found = stage(given) or given
+    given = {name: tensor.to(device, copy=True) for name, tensor in recorded.items()}
+    found = {name: tensor.cpu() for name, tensor in (stage(given) or given).items()}
     wanted = {k.removeprefix(OUTPUT): v for k, v in vectors.items() if k.startswith(OUTPUT)}
     return [
         CheckResult(stage.name, name, relative_l2(found[name], value), _same(found[name], value))

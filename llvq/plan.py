@@ -16,9 +16,8 @@ import torch
 
 from llvq import graphs
 from llvq.artifact import Box
-from llvq.backends.base import TARGETS
+from llvq.backends.base import find_target
 from llvq.compiler import Compiled, Stage
-from llvq.errors import TargetError
 from llvq.graphs.liveness import peak
 from llvq.graphs.ops import op_name
 from llvq.plan_memory import (
@@ -35,14 +34,6 @@ from llvq.roofline import Roofline, roofline
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import RunFacts
 
-# How each target computes; the first is its default.
-NUMERICS_OF_TARGET = {
-    "cpu": ("w4a4-emulated",),
-    "sm_90a": ("w4a8", "w4a4-emulated", "w4a16"),
-    "sm_100a": ("w4a4",),
-    "sm_103a": ("w4a4",),
-    "sm_120a": ("w4a4",),
-}
 # How often each stage runs; the order is that of a video.
 RUNS = {
     "encode_text": "once per prompt",
@@ -78,13 +69,12 @@ class Plan:
     """All sizes are bytes. `state` is held for a whole video, and so are the `weights` but those of
     the text encoder, which are given back before the others are loaded.
 
-    `generated` is False for a target that has no code generation yet. `excluded` maps a glob of the
-    recipe to the linears of the denoiser that it keeps. `roofline` is there for the chips of GPUs.
+    `excluded` maps a glob of the recipe to the linears of the denoiser that it keeps. `roofline` is
+    there for the chips of GPUs.
     """
 
     target: str
     numerics: str
-    generated: bool
     weights: Mapping[str, int]
     state: Mapping[str, int]
     kv: KvUse | None
@@ -139,8 +129,10 @@ def plan_compiled(compiled: Compiled, *, target: str, numerics: str | None = Non
 
 
 def plan_box(box: Box, *, target: str, numerics: str | None = None) -> Plan:
-    """Plan an open program or box. Raises TargetError, ArtifactError."""
+    """Plan an open program or box, a box in its own numerics. Raises TargetError, ArtifactError."""
     manifest = box.manifest
+    if target == manifest["target"]:
+        numerics = numerics or manifest["numerics"]
     stages = {
         name: Stage(
             graphs.load(box.graph(name), device="meta"),
@@ -160,11 +152,10 @@ def _plan(
     target: str,
     numerics: str | None,
 ) -> Plan:
-    chosen = check_numerics(target, numerics)
+    chosen = find_target(target, numerics).numerics
     return Plan(
         target=target,
         numerics=chosen,
-        generated=target in TARGETS and TARGETS[target].numerics == chosen,
         weights=weight_bytes(weight_specs(stages), chosen),
         state=_state(stages, facts),
         kv=kv_use(facts),
@@ -172,19 +163,6 @@ def _plan(
         excluded=_excluded(stages, recipe),
         roofline=roofline(stages, facts, recipe, target, chosen),
     )
-
-
-def check_numerics(target: str, numerics: str | None) -> str:
-    """The numerics to plan for. Raises TargetError if the target is unknown or has them not."""
-    if target not in NUMERICS_OF_TARGET:
-        known = ", ".join(NUMERICS_OF_TARGET)
-        raise TargetError(f"no target {target!r}", fix=f"use one of {known}")
-    offered = NUMERICS_OF_TARGET[target]
-    if numerics is not None and numerics not in offered:
-        raise TargetError(
-            f"{target} does not compute in {numerics!r}", fix=f"use one of {', '.join(offered)}"
-        )
-    return numerics or offered[0]
 
 
 def _state(stages: Mapping[str, Stage], facts: RunFacts) -> dict[str, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import llvq.calibrate.rollout as calibrate
+from llvq.backends.implementations import TABLES
 from llvq.compiler import Compiled, compile_model, instantiate
 from llvq.models.chunk import capture_chunk, meta_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig, TextConfig, VaeConfig
@@ -60,6 +61,12 @@ class EagerRollout(calibrate.EagerRollout):
 @pytest.fixture(scope="session")
 def eager_rollout() -> type[EagerRollout]:
     return EagerRollout
+
+
+@pytest.fixture
+def toy_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What targets run as kernels is in tests/backends/toy_ops.py: one, and it compiles fast."""
+    monkeypatch.setitem(TABLES, "triton", "tests.backends.toy_ops")
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ def results(executable: Executable, recorded: checks.Checks) -> list[CheckResult
     return [
         result
         for name, vectors in recorded.vectors.items()
-        for result in check_stage(executable.stages[name], vectors)
+        for result in check_stage(executable.stages[name], vectors, executable.device)
     ]
 
 
@@ -59,7 +59,7 @@ def test_a_changed_weight_is_noticed(
     kept = getattr(module, leaf)
     setattr(module, leaf, kept * 3 + 1)
     try:
-        found = check_stage(executable.stages[stage], recorded.vectors[stage])
+        found = check_stage(executable.stages[stage], recorded.vectors[stage], executable.device)
     finally:
         setattr(module, leaf, kept)
     assert not all(result.passed for result in found)

@@ -9,11 +9,12 @@ import torch
 from safetensors import safe_open
 
 from llvq.artifact import Box
+from llvq.backends.base import NUMERICS_OF_TARGET
 from llvq.box import write_program
 from llvq.compiler import Compiled, instantiate
 from llvq.errors import TargetError
 from llvq.models.config import ModelConfig
-from llvq.plan import NUMERICS_OF_TARGET, Plan, plan_box, plan_compiled
+from llvq.plan import Plan, plan_box, plan_compiled
 from llvq.runtime.decoder import Decoder
 from llvq.runtime.denoiser import Denoiser
 from llvq.runtime.executable import Executable
@@ -94,7 +95,7 @@ def test_fp8_weights_take_a_byte_each_and_a_scale_per_channel(
     compiled_whole: Compiled, plan: Plan
 ) -> None:
     fp8 = plan_compiled(compiled_whole, target="sm_90a")
-    assert (fp8.numerics, fp8.generated) == ("w4a8", False)
+    assert fp8.numerics == "w4a8"
     codes = [
         (rows, columns)
         for name, (rows, columns) in _packed_shapes(compiled_whole).items()
@@ -142,9 +143,8 @@ def test_globs_name_the_linears_that_they_keep(plan: Plan) -> None:
     assert sum(len(layers) for layers in plan.excluded.values()) == 6
 
 
-def test_targets_without_code_generation_are_marked(compiled_whole: Compiled) -> None:
+def test_every_target_is_planned_in_its_default_numerics(compiled_whole: Compiled) -> None:
     made = {target: plan_compiled(compiled_whole, target=target) for target in NUMERICS_OF_TARGET}
-    assert made["cpu"].generated
     assert [p.numerics for p in made.values()] == [n[0] for n in NUMERICS_OF_TARGET.values()]
 
 

@@ -38,6 +38,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "weights": (dict,),
     "unchecked": (dict,),
     "left_out": (dict,),
+    "implementations": (dict,),
+    "kernels": (dict, type(None)),
     "calibration": (dict, type(None)),
     "lora": (list,),
     "model": (dict,),
@@ -108,6 +110,9 @@ def _content_problems(manifest: Mapping[str, Any]) -> Collection[str]:
             problems.append(f"stage {name[:80]!r} cannot be left out")
         if not isinstance(identity, str) or not _SHA256.fullmatch(identity):
             problems.append(f"left_out.{name[:80]} is no sha256")
+    kernels = manifest["kernels"]
+    if kernels is not None and not _describes_kernels(kernels, manifest["target"]):
+        problems.append("field 'kernels' does not say what was compiled for the target")
     for name in ("torch", "llvq"):
         if name not in manifest["versions"]:
             problems.append(f"versions.{name} is missing")
@@ -116,14 +121,28 @@ def _content_problems(manifest: Mapping[str, Any]) -> Collection[str]:
     return problems
 
 
+def _describes_kernels(kernels: Mapping[str, Any], target: Any) -> bool:
+    return (
+        kernels.keys() == {"chip", "triton", "sources", "count"}
+        and kernels["chip"] == target
+        and isinstance(kernels["triton"], str)
+        and bool(_SHA256.fullmatch(str(kernels["sources"])))
+        and type(kernels["count"]) is int
+    )
+
+
 def check_kind(
     manifest: Mapping[str, Any],
     *,
     kinds: Collection[str],
     targets: Collection[str] | None,
+    reasons: Mapping[str, str],
     where: str,
 ) -> None:
-    """The box is of a kind, and for a target, that the caller can use (None: any target)."""
+    """The box is of a kind, and for a target, that the caller can use (None: any target).
+
+    `reasons`: why targets that are not among them are not.
+    """
     kind, target = manifest["kind"], manifest["target"]
     if kind not in kinds:
         raise ArtifactError(
@@ -136,9 +155,14 @@ def check_kind(
         raise ArtifactError(
             f"the box is for target {target}",
             where=where,
-            because=f"this machine runs {', '.join(sorted(targets)) or 'no target'}",
-            fix="llvq export <program> --target <one of these>",
+            because=reasons.get(target, f"this machine runs {_listed(targets)}"),
+            fix=f"export for this machine (llvq export <program> --target {_listed(targets)}), or "
+            "run it on the one that it is for",
         )
+
+
+def _listed(targets: Collection[str]) -> str:
+    return ", ".join(sorted(targets)) or "no target"
 
 
 def check_versions(manifest: Mapping[str, Any], *, torch_version: str, where: str) -> None:

@@ -89,15 +89,16 @@ def open_box(
     known_ops: Mapping[str, str],
     kinds: Collection[str] = rules.KINDS,
     targets: Collection[str] | None = None,
+    reasons: Mapping[str, str] | None = None,
     hash_weights: bool = True,
 ) -> Box:
     """Check a box and give it back; no graph is built, nothing in it is executed.
 
     The order is format, kind and target, versions, operators, files, bytes; the first that fails
     raises one ArtifactError. `known_ops` maps operator names to schemas, as
-    `graphs.installed_schemas()` does. `targets` are those the caller can run, None for any.
-    Without `hash_weights` the weights are checked by size alone (their sha256 takes about a second
-    for each GB); all else is hashed.
+    `graphs.installed_schemas()` does. `targets` are those the caller can run, None for any;
+    `reasons` say why it cannot run others. Without `hash_weights` the weights are checked by size
+    alone (their sha256 takes about a second for each GB); all else is hashed.
     """
     root = Path(path)
     where = str(root)
@@ -106,7 +107,7 @@ def open_box(
         manifest = rules.parse(data, where=where)
         _check_seal(root, data)
         rules.check_fields(manifest, where=where)
-        rules.check_kind(manifest, kinds=kinds, targets=targets, where=where)
+        rules.check_kind(manifest, kinds=kinds, targets=targets, reasons=reasons or {}, where=where)
         rules.check_versions(manifest, torch_version=torch.__version__, where=where)
         rules.check_ops(manifest, known_ops=known_ops, where=where)
         rules.check_file_table(manifest, where=where)

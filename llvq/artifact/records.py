@@ -42,6 +42,7 @@ RECORDS: dict[str, Any] = {
     ],
     "weights": {"*": {"op": str, "sources": [str]}},
     "unchecked": {"*": str},
+    "implementations": {"*": {"*": int}},
     "lora": [{"name": str, "sha256": str, "rank": int, "alpha": float, "layers": int}],
 }
 

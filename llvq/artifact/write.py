@@ -77,6 +77,10 @@ class BoxWriter:
         }
         self._place(name).write_bytes(safetensors.torch.save(owned))
 
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Write a file as it is, such as a kernel."""
+        self._place(name).write_bytes(data)
+
     def adopt(self, folder: str) -> Path:
         """The folder `weights` (or `report`) of the box, for the caller to write files into."""
         assert folder.split("/")[0] in (*rules.FOLDERS, rules.REPORT), folder

@@ -1,4 +1,4 @@
-"""Targets: the machines that llvq compiles for, and what each can run.
+"""Targets: the machines that llvq compiles for, how they compute, and what runs each op.
 
 A target is explicit and goes into the manifest. `supports` answers with None or with the reason
 why not; nothing falls back by itself.
@@ -6,39 +6,133 @@ why not; nothing falls back by itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from llvq.dialect import DIALECT
 from llvq.errors import TargetError
 
+REFERENCE = "reference"  # the dialect's own torch code, called as a custom op
+TRITON = "triton"  # a kernel of ours, compiled when a box is exported; `triton:x`, its variant x
+TORCH = "torch"  # a library's kernel, or the reference's torch code without a custom op
+
+
+def is_compiled(implementation: str) -> bool:
+    """Whether kernels of ours run an op, which a box then carries."""
+    return implementation.partition(":")[0] == TRITON
+
 
 @dataclass(frozen=True)
 class Target:
-    """One machine kind: its device, the numerics it computes in, and its implementation."""
+    """One kind of machine that computes in one way: `implementations` has op -> what runs it.
+
+    An entry `op:kv_format` is for an op on pages of that format alone.
+    """
 
     name: str
     device: str
     numerics: str
-    implementation: str
-    ops: frozenset[str]
+    implementations: Mapping[str, str]
+
+    @property
+    def chip(self) -> str | None:
+        """What kernels are compiled for; None where nothing is."""
+        return self.name if self.device == "cuda" else None
+
+    def implementation(self, op: str, kv_format: str | None = None) -> str:
+        """What runs the llvq op `op`. KeyError if nothing does: ask `supports` first."""
+        special = f"{op}:{kv_format}"
+        return self.implementations[special if special in self.implementations else op]
 
     def supports(self, op: str) -> str | None:
         """None, or why the llvq op `op` cannot run here."""
-        return None if op in self.ops else f"{self.name} has no implementation of llvq.{op}"
+        if op in self.implementations:
+            return None
+        return f"{self.name} has no implementation of llvq.{op} in {self.numerics}"
 
 
-CPU = Target("cpu", "cpu", "w4a4-emulated", "reference", frozenset(DIALECT))
-TARGETS = {target.name: target for target in (CPU,)}
-PLANNED = ("sm_90a", "sm_100a", "sm_103a", "sm_120a")
+# Every numerics on a GPU. Attention without pages is cuDNN's; what few models have is not worth a
+# kernel.
+_ON_GPU = {
+    "attention": TORCH,
+    "gate_residual": TRITON,
+    "lowrank_add": TORCH,
+    "norm_modulate": TRITON,
+    "paged_attention": TRITON,
+    "paged_attention:int2": TORCH,
+    "paged_attention:int4": TORCH,
+    "paged_attention_kept": TORCH,
+    "rms_norm": TRITON,
+    "rms_norm_rope": TRITON,
+    "rope": TRITON,
+    "write_kept": TORCH,
+    "write_page": TRITON,
+    "write_page:int2": TORCH,
+    "write_page:int4": TORCH,
+}
+# Weights and activations in NVFP4, whatever multiplies them.
+_NVFP4 = _ON_GPU | {
+    "dequantize": TORCH,
+    "gelu_quantize": TRITON,
+    "norm_modulate_quantize": TRITON,
+    "nvfp4_linear_lowrank": TORCH,
+    "quantize": TRITON,
+    "quantize_lowrank": TORCH,
+}
+# Weights in NVFP4, activations as they are.
+_W4A16 = _ON_GPU | {"dequantize": TORCH, "nvfp4_linear_w4a16": TRITON}
+# Weights widened to FP8, activations in FP8. cuBLASLt multiplies.
+_W4A8 = _ON_GPU | {
+    "add_norm_quantize_fp8": TRITON,
+    "attention_fp8": TRITON,
+    "attention_quantize_fp8": TRITON,
+    "fp8_linear": TORCH,
+    "gelu_quantize_fp8": TRITON,
+    "norm_modulate_quantize_fp8": TRITON,
+    "paged_attention_fp8": TRITON,
+    "paged_attention_fp8:int2": TORCH,
+    "paged_attention_fp8:int4": TORCH,
+    "paged_attention_quantize_fp8": TRITON,
+    "paged_attention_quantize_fp8:int2": TORCH,
+    "paged_attention_quantize_fp8:int4": TORCH,
+    "quantize_fp8": TRITON,
+    "widen": TORCH,
+}
 
 
-def find_target(name: str) -> Target:
-    """A target by name; TargetError names what exists."""
-    if name in TARGETS:
-        return TARGETS[name]
-    planned = name in PLANNED
-    raise TargetError(
-        f"no code generation for target {name!r}" if planned else f"no target {name!r}",
-        because="its kernels are not written yet" if planned else None,
-        fix=f"use one of {', '.join(TARGETS)}",
-    )
+def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
+    """The ops with what multiplies NVFP4 by NVFP4 on a chip."""
+    return MappingProxyType({**ops, "nvfp4_linear": implementation})
+
+
+CPU = Target("cpu", "cpu", "w4a4-emulated", MappingProxyType(dict.fromkeys(DIALECT, REFERENCE)))
+TARGETS = (
+    CPU,
+    Target("sm_90a", "cuda", "w4a8", MappingProxyType(_W4A8)),
+    Target("sm_90a", "cuda", "w4a4-emulated", _linear(_NVFP4, "triton:dequant")),
+    Target("sm_90a", "cuda", "w4a16", MappingProxyType(_W4A16)),
+    Target("sm_100a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
+    Target("sm_103a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
+    Target("sm_120a", "cuda", "w4a4", _linear(_NVFP4, "triton:sm120")),
+)
+# How each target computes; the first is its default.
+NUMERICS_OF_TARGET = {
+    name: tuple(target.numerics for target in TARGETS if target.name == name)
+    for name in dict.fromkeys(target.name for target in TARGETS)
+}
+
+
+def find_target(name: str, numerics: str | None = None) -> Target:
+    """A target by name, in its default numerics or those named; TargetError names what exists."""
+    offered = {target.numerics: target for target in TARGETS if target.name == name}
+    if not offered:
+        known = ", ".join(NUMERICS_OF_TARGET)
+        raise TargetError(f"no target {name!r}", fix=f"use one of {known}")
+    if numerics is None:
+        return next(iter(offered.values()))
+    if numerics not in offered:
+        raise TargetError(
+            f"{name} does not compute in {numerics!r}", fix=f"use one of {', '.join(offered)}"
+        )
+    return offered[numerics]

@@ -37,13 +37,13 @@ def encode(
     from llvq.cli.table import note, print_fields, print_json
     from llvq.runtime.embedder import Embedder
     from llvq.runtime.generate import tokenize
-    from llvq.runtime.load import TARGET_DEVICES, open_checked
+    from llvq.runtime.load import open_runnable
     from llvq.runtime.shots import spellings
 
     given = list(dict.fromkeys([*(prompt or ()), *(read_prompts(prompts) if prompts else ())]))
     if not given:
         raise SessionError("no prompt was given", fix='pass --prompt "a red kite", or --prompts')
-    opened = open_checked(box, kinds=("box",), targets=tuple(TARGET_DEVICES))
+    opened = open_runnable(box)
     embedder = Embedder(opened, prompt_cache)
     prefix = embedder.facts.scene_cut_prefix
     texts = [text for item in given for text in spellings(item, prefix)]

@@ -50,7 +50,6 @@ def plan(
     """Plan memory: weights, KV pages, VAE state and workspace, without touching a weight.
 
     For the chip of a GPU, a roofline estimates the time of each op from the vendor's datasheet.
-    The target may be one that llvq has no code generation for yet; the plan says so.
 
     \b
       llvq plan --memory 80
@@ -59,10 +58,11 @@ def plan(
       llvq plan model_bf16.pt --memory 80
       llvq plan model.llvq --json
     """
+    from llvq.backends.base import find_target
     from llvq.cli.table import print_json
-    from llvq.plan import check_numerics, plan_box, plan_compiled
+    from llvq.plan import plan_box, plan_compiled
 
-    check_numerics(target or DEFAULT_TARGET, numerics)
+    find_target(target or DEFAULT_TARGET, numerics)
     size = options.video_size(height, width)
     source: Box | Compiled
     if path is not None and (path / "manifest.json").is_file():
@@ -129,8 +129,7 @@ def _show(plan: Plan, memory: float | None) -> None:
     from llvq.cli.roofline_table import print_roofline
     from llvq.cli.table import print_table
 
-    label = "" if plan.generated else " (planned only: no code generation for it yet)"
-    print(f"{plan.target}, numerics {plan.numerics}{label}\n")
+    print(f"{plan.target}, numerics {plan.numerics}\n")
     print_table("", ("memory", "GB", "GiB"), _memory_rows(plan))
     print(
         "workspace: the largest stage that denoises and the largest that decodes, which overlap;\n"

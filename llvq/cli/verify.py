@@ -17,9 +17,10 @@ def verify(
     Example: llvq verify model.llvq
     """
     from llvq.checks import replay
-    from llvq.runtime.load import TARGET_DEVICES, executable, open_checked
+    from llvq.runtime.device import TARGET_DEVICES
+    from llvq.runtime.load import executable, open_runnable
 
-    opened = open_checked(box, kinds=("box",), targets=tuple(TARGET_DEVICES))
+    opened = open_runnable(box)
     device = TARGET_DEVICES[opened.manifest["target"]]
     results = replay(executable(opened, device), opened)
     failed = [result for result in results if not result.passed]

@@ -11,12 +11,21 @@ exported module returned.
 """
 
 from llvq.graphs.ops import installed_schemas, schema
-from llvq.graphs.read import attach, load, ops_used, signature, weights, weights_used
+from llvq.graphs.read import (
+    attach,
+    check_weights,
+    load,
+    ops_used,
+    signature,
+    weights,
+    weights_used,
+)
 from llvq.graphs.text import text
 from llvq.graphs.write import digest, digest_all, dump, module_path, source_line
 
 __all__ = [
     "attach",
+    "check_weights",
     "digest",
     "digest_all",
     "dump",

@@ -7,7 +7,7 @@ operators take the arguments they are given, and every value has the dtype and s
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,24 +28,30 @@ MISUSE = (
     ValueError,
 )
 _MAX_INTEGER = 2**63
+# Runs the call of a node on the values of its arguments.
+Call = Callable[[Node, tuple[Any, ...], dict[str, Any]], Any]
 
 
-def run_on_meta(gm: GraphModule) -> Mapping[Node, Any]:
+def run_on_meta(
+    gm: GraphModule, *, shapes: Mapping[str, Sequence[int]] | None = None, call: Call | None = None
+) -> Mapping[Node, Any]:
     """The value of every node, computed on `meta` from the recorded values of the inputs.
 
+    `shapes`: of inputs, by node name, that are to have another than the recorded one. `call` runs
+    the calls in place of their operators.
     Raises ArtifactError naming the node: an operator that refuses its arguments, or needs data.
     """
     values: dict[Node, Any] = {}
     with torch.inference_mode(), _OnMeta():
         for node in gm.graph.nodes:
-            values[node] = _value(node, values)
+            values[node] = _value(node, values, shapes or {}, call or checked_call)
     return values
 
 
 def check_values(gm: GraphModule, values: Mapping[Node, Any]) -> None:
     """Every value has the dtype and shape that its node records. Raises ArtifactError."""
     for node, value in values.items():
-        found, recorded = _layout(value), _layout(node.meta.get("val"))
+        found, recorded = layout(value), layout(node.meta.get("val"))
         if node.op != "output" and found != recorded:
             raise bad_graph(f"it gives {found}, and is recorded as {recorded}", where=_name(node))
 
@@ -56,17 +62,22 @@ class _OnMeta(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = {argument.name for argument in func._schema.arguments}
-        device = {"device": torch.device("meta")} if "device" in named else {}
+        unset = {argument.name for argument in func._schema.arguments[len(args) :]}
+        device = {"device": torch.device("meta")} if "device" in unset else {}
         return func(*args, **{**(kwargs or {}), **device})
 
 
-def _value(node: Node, values: Mapping[Node, Any]) -> Any:
+def _value(
+    node: Node, values: Mapping[Node, Any], shapes: Mapping[str, Sequence[int]], call: Call
+) -> Any:
     if node.op in ("placeholder", "get_attr"):
-        return pytree.tree_map_only(torch.Tensor, _empty, node.meta["val"])
+        value = pytree.tree_map_only(torch.Tensor, _empty, node.meta["val"])
+        return value.new_empty(shapes[node.name]) if node.name in shapes else value
     args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.op == "output":
-        return args[0]
+    return args[0] if node.op == "output" else call(node, args, kwargs)
+
+
+def checked_call(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         return _call(node.target, args, kwargs)
     except MISUSE as error:
@@ -97,12 +108,12 @@ def _empty(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
-def _layout(value: Any) -> Any:
-    """What is compared: dtype and shape of tensors, anything else as it is."""
+def layout(value: Any) -> Any:
+    """What is compared of two values: dtype and shape of tensors, anything else as it is."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, list | tuple):
-        return [_layout(item) for item in value]
+        return [layout(item) for item in value]
     return value
 
 

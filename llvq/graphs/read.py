@@ -81,6 +81,16 @@ def attach(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> None:
     Raises ArtifactError listing every missing, surplus and misshapen tensor; then none is set.
     """
     specs = weights(gm)
+    check_weights(specs, tensors)
+    for name in specs:
+        path, _, leaf = name.rpartition(".")
+        owner = gm.get_submodule(path)
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, tensors[name].detach())
+
+
+def check_weights(specs: Mapping[str, TensorSpec], tensors: Mapping[str, torch.Tensor]) -> None:
+    """The tensors are those of `specs`. Raises ArtifactError listing which are not."""
     problems = [f"{name} is missing" for name in specs if name not in tensors]
     problems += [f"{name} is not of this graph" for name in tensors if name not in specs]
     for name in specs.keys() & tensors.keys():
@@ -95,11 +105,6 @@ def attach(gm: GraphModule, tensors: Mapping[str, torch.Tensor]) -> None:
             because="a graph runs only with the weights it was compiled for",
             fix="attach the tensors of the box that the graph came from",
         )
-    for name in specs:
-        path, _, leaf = name.rpartition(".")
-        owner = gm.get_submodule(path)
-        delattr(owner, leaf)
-        owner.register_buffer(leaf, tensors[name].detach())
 
 
 def _is_node(item: Any, values: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from torch.fx import GraphModule, Node
@@ -9,7 +10,7 @@ from torch.fx import GraphModule, Node
 from llvq.backends.base import Target
 from llvq.errors import TargetError
 from llvq.passes.books import Book
-from llvq.program import where
+from llvq.program import provenance, where
 
 
 def lower(graphs: Mapping[str, GraphModule], target: Target) -> Book:
@@ -24,12 +25,22 @@ def lower(graphs: Mapping[str, GraphModule], target: Target) -> Book:
     return book
 
 
+def implementations_of(graphs: Mapping[str, GraphModule]) -> dict[str, dict[str, int]]:
+    """How often each llvq op runs with each implementation, over all graphs."""
+    found: dict[str, Counter[str]] = {}
+    for gm in graphs.values():
+        for node in filter(is_llvq, gm.graph.nodes):
+            found.setdefault(str(node.target), Counter())[provenance(node)["impl"]] += 1
+    return {op: dict(sorted(counts.items())) for op, counts in sorted(found.items())}
+
+
 def is_llvq(node: Node) -> bool:
     return node.op == "call_function" and getattr(node.target, "namespace", None) == "llvq"
 
 
 def _choose(node: Node, target: Target) -> None:
-    name = node.target._schema.name.removeprefix("llvq::")  # type: ignore[union-attr]
+    schema = node.target._schema  # type: ignore[union-attr]
+    name = schema.name.removeprefix("llvq::")
     reason = target.supports(name)
     if reason is not None:
         raise TargetError(
@@ -38,5 +49,7 @@ def _choose(node: Node, target: Target) -> None:
             because=reason,
             fix="choose another target, or exclude the layer in the recipe",
         )
+    given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+    chosen = target.implementation(name, {**given, **node.kwargs}.get("kv_format"))
     custom = node.meta.setdefault("custom", {})
-    custom["llvq"] = {**custom.get("llvq", {}), "impl": target.implementation}
+    custom["llvq"] = {**custom.get("llvq", {}), "impl": chosen}

@@ -18,8 +18,9 @@ from torch import Tensor
 from llvq import canonical_json, graphs
 from llvq.artifact import Box
 from llvq.errors import SessionError
+from llvq.runtime.device import TARGET_DEVICES
 from llvq.runtime.executable import CompiledStage, RunFacts
-from llvq.runtime.load import TARGET_DEVICES, executable
+from llvq.runtime.load import executable
 from llvq.runtime.prompt_cache import DamagedEntry, PromptCache
 from llvq.runtime.prompts import PromptTokens
 

@@ -30,8 +30,16 @@ class CompiledStage:
     outputs: tuple[str, ...]
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Run on the values that its inputs name; surplus values are left alone."""
-        given = {spec.name: values[spec.name] for spec in self.inputs if spec.name in values}
+        """Run on the values that its inputs name; surplus values are left alone.
+
+        Kernels are compiled for inputs whose elements lie one after another, so those that do not
+        are copied. What only decoding takes is of no kernel of ours, and may lie as it likes.
+        """
+        given = {
+            spec.name: values[spec.name] if spec.rate == "emit" else values[spec.name].contiguous()
+            for spec in self.inputs
+            if spec.name in values
+        }
         check(self.inputs, given, stage=self.name)
         with torch.inference_mode():
             results = self.graph(*(given[spec.name] for spec in self.inputs))

@@ -13,7 +13,7 @@ from llvq.errors import SessionError
 from llvq.runtime.embedder import ENCODER, Embedder
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
-from llvq.runtime.load import TARGET_DEVICES, executable, open_checked
+from llvq.runtime.load import executable, open_runnable
 from llvq.runtime.prompts import PromptTokenizer, PromptTokens
 from llvq.runtime.session import Prompt, Session, check_seed, schedule_of
 from llvq.runtime.shots import Cue, chunks_for, cues
@@ -115,7 +115,7 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     prompts that are not cached alone, and is gone when the rest of the box is loaded. Raises
     ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache).
     """
-    box = open_checked(box_path, kinds=("box",), targets=tuple(TARGET_DEVICES))
+    box = open_runnable(box_path)
     embedder = Embedder(box, request.prompt_cache)
     facts = embedder.facts
     check_seed(request.seed)

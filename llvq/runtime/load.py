@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
 
 import llvq.dialect  # noqa: F401  (graphs call its ops)
 from llvq import graphs
@@ -17,10 +15,11 @@ from llvq.artifact.records import check_records
 from llvq.errors import ArtifactError
 from llvq.graphs.liveness import peak
 from llvq.graphs.on_meta import check_values, run_on_meta
+from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
+from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles
 from llvq.runtime.executable import CompiledStage, Executable
 from llvq.runtime.fit import check_fit, located, misfit
-
-TARGET_DEVICES = {"cpu": "cpu"}
+from llvq.runtime.fold import attach_weights
 
 
 def op_table(names: Collection[str] | None = None) -> dict[str, str]:
@@ -42,22 +41,43 @@ def open_checked(path: str | Path, *, hash_weights: bool = True, **options: Any)
     return box
 
 
+def open_runnable(path: str | Path, *, hash_weights: bool = True) -> Box:
+    """Open a box that this machine can run. Raises ArtifactError, KernelError (it has the kernels
+    of another llvq)."""
+    reasons = obstacles()
+    box = open_checked(
+        path,
+        kinds=("box",),
+        targets=TARGET_DEVICES.keys() - reasons.keys(),
+        reasons=reasons,
+        hash_weights=hash_weights,
+    )
+    check_sources(box)
+    return box
+
+
 def load(path: str | Path, *, hash_weights: bool = True) -> Executable:
     """Load a box for the device that its target names."""
-    box = open_checked(
-        path, kinds=("box",), targets=tuple(TARGET_DEVICES), hash_weights=hash_weights
-    )
+    box = open_runnable(path, hash_weights=hash_weights)
     return executable(box, TARGET_DEVICES[box.manifest["target"]])
 
 
-def executable(box: Box, device: str, *, stages: Collection[str] | None = None) -> Executable:
+def executable(
+    box: Box,
+    device: str,
+    *,
+    stages: Collection[str] | None = None,
+    documents: Mapping[str, Any] | None = None,
+) -> Executable:
     """Build the stages of an open box on a device: all, or those named.
 
-    Raises ArtifactError: graphs that do not do what they say, weights that are not theirs, more
-    memory than the machine has. Nothing runs, and no weight is read, before all of it fits.
+    `documents`: graphs to build in place of those of the box, that read the same weights. Raises
+    ArtifactError: graphs that do not do what they say, weights that are not theirs, more memory
+    than the machine has; TargetError: the machine is of another kind; KernelError: a kernel that
+    does not compute what its op says. No weight is read before all of it fits.
     """
     facts, specs = check_fit(box)
-    documents = {name: box.graph(name) for name in specs}
+    documents = documents or {name: box.graph(name) for name in specs}
     tensors = box.tensors(device=device)
     chosen = [name for name in specs if stages is None or name in stages]
     for name in chosen:
@@ -65,12 +85,18 @@ def executable(box: Box, device: str, *, stages: Collection[str] | None = None) 
     read = set().union(*(graphs.weights_used(document) for document in documents.values()))
     if differing := sorted(read ^ set(tensors)):
         raise misfit(box, [f"weight {name} is {_side(name, read)}" for name in differing])
-    shared: dict[str, torch.Tensor] = {}
-    built = {}
-    for name in chosen:
-        graph = _graph(box, name, documents[name], tensors, shared, device)
-        built[name] = CompiledStage(name, graph, specs[name].inputs, tuple(specs[name].outputs))
-    return Executable(built, facts, torch.device(device))
+    built = {name: graphs.load(documents[name], device=device) for name in chosen}
+    if needs_kernels(box):
+        bind_kernels(box, built)
+    try:
+        attach_weights(built, tensors)
+    except ArtifactError as error:
+        raise located(box, error, str(error.where)) from error
+    made = {
+        name: CompiledStage(name, gm, specs[name].inputs, tuple(specs[name].outputs))
+        for name, gm in built.items()
+    }
+    return Executable(made, facts, exact_device(device))
 
 
 def _side(name: str, read: Collection[str]) -> str:
@@ -88,7 +114,7 @@ def _rehearse(box: Box, name: str, document: Any, device: str) -> None:
         raise located(box, error, f"stage {name}") from error
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     needed += sum(value.nbytes for value in inputs)
-    available = memory_of(device)
+    available = memory_of(torch.device(device))
     if needed > available:
         raise ArtifactError(
             f"stage {name} does not fit into memory",
@@ -97,31 +123,3 @@ def _rehearse(box: Box, name: str, document: Any, device: str) -> None:
             f"{available / 2**30:.1f}",
             fix="use a machine with more, or quantize for a smaller video: --height, --width",
         )
-
-
-def memory_of(device: str) -> int:
-    """All memory of a device in bytes, free or not."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _graph(
-    box: Box,
-    name: str,
-    document: Any,
-    tensors: Mapping[str, torch.Tensor],
-    shared: dict[str, torch.Tensor],
-    device: str,
-) -> GraphModule:
-    """One stage with its weights; a weight that several stages read is loaded once."""
-    graph = graphs.load(document, device=device)
-    wanted = graphs.weights(graph)
-    for weight in wanted:
-        if weight not in shared:
-            shared[weight] = tensors[weight]
-    try:
-        graphs.attach(graph, {weight: shared[weight] for weight in wanted})
-    except ArtifactError as error:
-        raise located(box, error, f"stage {name}") from error
-    return graph

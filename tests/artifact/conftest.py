@@ -33,6 +33,8 @@ def fields(**changes: Any) -> dict[str, Any]:
         "passes": [{"name": "canonicalize", "hits": 3}],
         "unchecked": {},
         "left_out": {},
+        "implementations": {},
+        "kernels": None,
         "calibration": None,
         "lora": [],
         "weights": {"q": {"op": "copy", "sources": ["q"]}},

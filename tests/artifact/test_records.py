@@ -31,6 +31,7 @@ GOOD: dict[str, Any] = {
     ],
     "weights": {"q": {"op": "copy", "sources": ["q"]}},
     "unchecked": {"decode": "too large"},
+    "implementations": {"llvq.rope.default": {"triton": 2}},
     "lora": [{"name": "a.pt", "sha256": "0" * 64, "rank": 4, "alpha": 4.0, "layers": 10}],
 }
 
@@ -53,6 +54,7 @@ def test_what_llvq_writes_is_accepted() -> None:
         (("weights", "q"), [], "weights.q is not a dict"),
         (("lora", 0, "rank"), 4.5, "lora.0.rank is not a int"),
         (("unchecked", "decode"), None, "unchecked.decode is not a str"),
+        (("implementations", "llvq.rope.default"), 2, "implementations.llvq.rope.default is not"),
     ],
     ids=str,
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from llvq.backends.base import NUMERICS_OF_TARGET
 from llvq.backends.chips import H100_SXM, PRODUCTS, Product
-from llvq.plan import NUMERICS_OF_TARGET
 from llvq.roofline import COMPUTES_IN, NVFP4, PLAIN
 
 

@@ -35,7 +35,7 @@ def implementations(program: Program) -> list[object]:
 def test_rewrites(program, golden):
     """Only a note at every llvq op: the graph is the same."""
     digest = program.text().replace(" impl=reference", "")
-    target = Target("test", "cpu", "w4a4-emulated", "reference", frozenset({"attention"}))
+    target = Target("test", "cpu", "w4a4-emulated", {"attention": "reference"})
     book = lower(program.graphs, target)
     assert (book.sites, book.hits) == (1, 1)
     assert implementations(program) == ["reference"]
@@ -46,7 +46,7 @@ def test_rewrites(program, golden):
 
 
 def test_refuses_what_the_target_cannot_run(program):
-    target = Target("toy", "cpu", "w4a4-emulated", "reference", frozenset({"rope"}))
+    target = Target("toy", "cpu", "w4a4-emulated", {"rope": "reference"})
     with pytest.raises(TargetError, match=r"toy cannot run llvq\.attention") as caught:
         lower(program.graphs, target)
     assert "toy has no implementation of llvq.attention" in str(caught.value)
@@ -59,12 +59,12 @@ def test_keeps_the_numbers(tokens, export, apply, evaluate):
     program = export(Attend(), x)
     apply(program, canonicalize, raise_attention)
     before = evaluate(program, Attend(), x)[0]
-    lower(program.graphs, Target("test", "cpu", "", "reference", frozenset({"attention"})))
+    lower(program.graphs, Target("test", "cpu", "", {"attention": "reference"}))
     assert torch.equal(evaluate(program, Attend(), x)[0], before)
 
 
 def test_the_last_target_wins(program):
-    target = Target("test", "cpu", "", "one", frozenset({"attention"}))
+    target = Target("test", "cpu", "", {"attention": "one"})
     lower(program.graphs, target)
-    lower(program.graphs, replace(target, implementation="two"))
+    lower(program.graphs, replace(target, implementations={"attention": "two"}))
     assert implementations(program) == ["two"]

@@ -13,7 +13,8 @@ import pytest
 
 from llvq import canonical_json
 from llvq.artifact.manifest import seal
-from llvq.backends.base import CPU
+from llvq.backends.base import CPU, find_target
+from llvq.backends.implementations import TABLES
 from llvq.box import export_box, write_program
 from llvq.compiler import Compiled
 from llvq.models.config import ModelConfig
@@ -63,6 +64,23 @@ def honest_box(
     write_program(compiled_whole, make_whole_weights(whole_config), folder / "m.nvfp4")
     program = open_checked(folder / "m.nvfp4", kinds=("program",))
     export_box(program, CPU, folder / "m.llvq")
+    return folder / "m.llvq"
+
+
+@pytest.fixture(scope="session")
+def gpu_box(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_config: ModelConfig,
+    compiled_nvfp4: Compiled,
+    make_weights: Callable[[ModelConfig], DictSource],
+) -> Path:
+    """The denoiser alone for sm_90a in w4a8, with the kernels of tests/backends/toy_ops.py."""
+    folder = tmp_path_factory.mktemp("gpu")
+    write_program(compiled_nvfp4, make_weights(tiny_config), folder / "m.nvfp4")
+    program = open_checked(folder / "m.nvfp4", kinds=("program",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TABLES, "triton", "tests.backends.toy_ops")
+        export_box(program, find_target("sm_90a", "w4a8"), folder / "m.llvq")
     return folder / "m.llvq"
 
 

@@ -17,7 +17,7 @@ from llvq.box import export_box, write_program
 from llvq.compiler import Compiled
 from llvq.errors import ArtifactError
 from llvq.models.config import ModelConfig
-from llvq.runtime.load import executable, load, memory_of, op_table, open_checked
+from llvq.runtime.load import executable, load, op_table, open_checked
 from llvq.sources import DictSource
 
 if TYPE_CHECKING:
@@ -164,7 +164,3 @@ def test_a_graph_that_writes_files(forger: Forger) -> None:
     save_it = call("aten.save.default", [], "stolen", val=None)
     forger.graph("modulate", lambda nodes: nodes.insert(len(nodes) - 1, save_it))
     assert "aten.save.default is unknown" in refused(forger.path)
-
-
-def test_memory_is_that_of_the_machine() -> None:
-    assert 2**28 < memory_of("cpu") < 2**50
