@@ -99,6 +99,8 @@ _W4A8 = _ON_GPU | {
     "quantize_fp8": TRITON,
     "widen": TORCH,
 }
+# Less shared memory, and sums in registers: other tiles.
+_SM120 = {"paged_attention": "triton:sm120"}
 
 
 def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
@@ -114,7 +116,7 @@ TARGETS = (
     Target("sm_90a", "cuda", "w4a16", MappingProxyType(_W4A16)),
     Target("sm_100a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
     Target("sm_103a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
-    Target("sm_120a", "cuda", "w4a4", _linear(_NVFP4, "triton:sm120")),
+    Target("sm_120a", "cuda", "w4a4", _linear(_NVFP4 | _SM120, "triton:sm120")),
 )
 # How each target computes; the first is its default.
 NUMERICS_OF_TARGET = {

@@ -1,11 +1,16 @@
 """Ops of the dialect that have kernels: name -> wrapper, called with a launcher and the op's own
-arguments."""
+arguments.
+
+`op:variant` is another wrapper of the same op, for targets that name the variant.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
+from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
 from llvq.backends.triton.fp8_attention import (
     attention_fp8,
     attention_quantize_fp8,
@@ -17,6 +22,7 @@ from llvq.backends.triton.fp8_quantize import gelu_quantize_fp8, quantize_fp8
 from llvq.backends.triton.gate_residual import gate_residual
 from llvq.backends.triton.gelu import gelu_quantize
 from llvq.backends.triton.norm import norm_modulate, norm_modulate_quantize, rms_norm
+from llvq.backends.triton.paged_attention import paged_attention, paged_attention_sm120
 from llvq.backends.triton.pages import write_kept, write_page
 from llvq.backends.triton.quantize import dequantize, quantize
 from llvq.backends.triton.rope import rms_norm_rope, rope
@@ -32,6 +38,12 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "norm_modulate": norm_modulate,
     "norm_modulate_quantize": norm_modulate_quantize,
     "norm_modulate_quantize_fp8": norm_modulate_quantize_fp8,
+    "nvfp4_linear": nvfp4_linear,
+    "nvfp4_linear:dequant": nvfp4_linear_dequant,
+    "nvfp4_linear:sm120": nvfp4_linear_sm120,
+    "nvfp4_linear_w4a16": nvfp4_linear_w4a16,
+    "paged_attention": paged_attention,
+    "paged_attention:sm120": paged_attention_sm120,
     "paged_attention_fp8": paged_attention_fp8,
     "paged_attention_quantize_fp8": paged_attention_quantize_fp8,
     "quantize": quantize,
