@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from math import prod
 
 from torch.fx import GraphModule, Node
 
 from llvq.backends.base import Target
+from llvq.backends.gemm_choice import choose_gemm
 from llvq.errors import TargetError
 from llvq.passes.books import Book
 from llvq.program import provenance, where
@@ -51,5 +53,8 @@ def _choose(node: Node, target: Target) -> None:
         )
     given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
     chosen = target.implementation(name, {**given, **node.kwargs}.get("kv_format"))
+    if name == "nvfp4_linear":
+        x, w = (given[key].meta["val"].shape for key in ("x_codes", "w_codes"))
+        chosen = choose_gemm(target.chip, prod(x[:-1]), w[0], 2 * w[1], chosen)
     custom = node.meta.setdefault("custom", {})
     custom["llvq"] = {**custom.get("llvq", {}), "impl": chosen}

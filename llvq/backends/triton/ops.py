@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from llvq.backends.library_gemm import nvfp4_linear_library
 from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
 from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
 from llvq.backends.triton.fp8_attention import (
@@ -40,6 +41,7 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "norm_modulate_quantize_fp8": norm_modulate_quantize_fp8,
     "nvfp4_linear": nvfp4_linear,
     "nvfp4_linear:dequant": nvfp4_linear_dequant,
+    "nvfp4_linear:library": nvfp4_linear_library,
     "nvfp4_linear:sm120": nvfp4_linear_sm120,
     "nvfp4_linear_w4a16": nvfp4_linear_w4a16,
     "paged_attention": paged_attention,
