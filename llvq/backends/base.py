@@ -66,14 +66,14 @@ _ON_GPU = {
     "rms_norm": TRITON,
     "rms_norm_rope": TRITON,
     "rope": TRITON,
-    "write_kept": TORCH,
+    "write_kept": TRITON,
     "write_page": TRITON,
     "write_page:int2": TORCH,
     "write_page:int4": TORCH,
 }
 # Weights and activations in NVFP4, whatever multiplies them.
 _NVFP4 = _ON_GPU | {
-    "dequantize": TORCH,
+    "dequantize": TRITON,
     "gelu_quantize": TRITON,
     "norm_modulate_quantize": TRITON,
     "nvfp4_linear_lowrank": TORCH,
@@ -81,7 +81,7 @@ _NVFP4 = _ON_GPU | {
     "quantize_lowrank": TORCH,
 }
 # Weights in NVFP4, activations as they are.
-_W4A16 = _ON_GPU | {"dequantize": TORCH, "nvfp4_linear_w4a16": TRITON}
+_W4A16 = _ON_GPU | {"dequantize": TRITON, "nvfp4_linear_w4a16": TRITON}
 # Weights widened to FP8, activations in FP8. cuBLASLt multiplies.
 _W4A8 = _ON_GPU | {
     "add_norm_quantize_fp8": TRITON,

@@ -28,37 +28,43 @@ class Request:
     force: bool
     json: bool
     target: str | None
+    numerics: str | None
     dialect: str | None
     no_text_encoder: bool | None
     format: str
 
 
 def export_box(request: Request) -> None:
-    """Write a box for a target, with check vectors of this machine."""
+    """Write a box for a target, with its kernels, and check vectors of this machine."""
     from llvq import box
     from llvq.backends.base import find_target
     from llvq.cli.output import check_output
-    from llvq.cli.table import note, print_json, stderr
+    from llvq.cli.table import note, print_json, stderr, task_bars
     from llvq.runtime.load import open_checked
 
-    target = request.target or "cpu"
-    chosen = find_target(target)
+    chosen = find_target(request.target or "cpu", request.numerics)
     path = request.out or Path(f"{request.program.resolve().stem}.llvq")
     check_output(path, force=request.force, kind="box")
     with stderr().status("checking the program"):
         opened = open_checked(request.program, kinds=("program",))
-    with stderr().status("recording check vectors"):
-        whole = not request.no_text_encoder
+    whole = not request.no_text_encoder
+    with task_bars() as tell:
         box_id, checks = box.export_box(
-            opened, chosen, path, text_encoder=whole, overwrite=request.force
+            opened,
+            chosen,
+            path,
+            text_encoder=whole,
+            overwrite=request.force,
+            progress=lambda done, of: tell(f"kernels for {chosen.name}", done, of),
         )
     for stage, reason in checks.skipped.items():
         note(f"note: {stage} has no check vectors: {reason}")
     if request.json:
-        fields = {"box": str(path), "id": box_id, "target": target, "numerics": chosen.numerics}
+        fields = {"box": str(path), "id": box_id}
+        fields |= {"target": chosen.name, "numerics": chosen.numerics}
         print_json({**fields, "checks": sorted(checks.vectors), "unchecked": dict(checks.skipped)})
     else:
-        print(f"{path}   id {box_id[:16]}   target {target}, numerics {chosen.numerics}")
+        print(f"{path}   id {box_id[:16]}   target {chosen.name}, numerics {chosen.numerics}")
         print(next_step(opened, path, text_encoder=whole))
 
 
@@ -71,7 +77,7 @@ class Format:
 
 
 FORMATS = {
-    "box": Format(export_box, takes=("target", "no_text_encoder")),
+    "box": Format(export_box, takes=("target", "numerics", "no_text_encoder")),
     "onnx": Format(export_onnx, takes=("dialect",)),
     "modelopt": Format(export_weights),
     "compressed-tensors": Format(export_weights),
@@ -86,6 +92,9 @@ def export(
     format: Annotated[str, typer.Option(help=f"One of {', '.join(FORMATS)}.")] = "box",
     target: Annotated[
         str | None, typer.Option(help="box: the machine kind it will run on. Default: cpu.")
+    ] = None,
+    numerics: Annotated[
+        str | None, typer.Option(help="box: w4a8, w4a16, ... Default: the target's first.")
     ] = None,
     dialect: Annotated[
         str | None, typer.Option(help="onnx: standard (default), trt or portable.")
@@ -103,11 +112,13 @@ def export(
 ) -> None:
     """Export a program: a box that `llvq run` executes, or what another tool reads.
 
-    A target is explicit and never falls back: a box runs as it says, or refuses.
+    A target is explicit and never falls back: a box runs as it says, or refuses. Kernels for a GPU
+    are compiled here, whether there is one or not.
 
     \b
       llvq export model_bf16.nvfp4
       llvq export model_bf16.nvfp4 --target cpu -o boxes/model.llvq
+      llvq export model_bf16.nvfp4 --target sm_90a --numerics w4a16
       llvq export model_bf16.nvfp4 --no-text-encoder -o small.llvq
       llvq export model_bf16.nvfp4 --format onnx --dialect trt
       llvq export model_bf16.nvfp4 --format comfyui -o longlive_nvfp4.safetensors
@@ -116,14 +127,14 @@ def export(
         from llvq.recipe import unknown
 
         raise unknown("format", format, list(FORMATS))
-    request = Request(program, out, force, json, target, dialect, no_text_encoder, format)
+    request = Request(program, out, force, json, target, numerics, dialect, no_text_encoder, format)
     check_options(request, format)
     FORMATS[format].export(request)
 
 
 def check_options(request: Request, format: str) -> None:
     """Refuse an option that the format would ignore. Raises RecipeError."""
-    for option in ("target", "dialect", "no_text_encoder"):
+    for option in ("target", "numerics", "dialect", "no_text_encoder"):
         if getattr(request, option) is not None and option not in FORMATS[format].takes:
             right = [name for name, entry in FORMATS.items() if option in entry.takes]
             typed = f"--{option.replace('_', '-')}"

@@ -30,11 +30,11 @@ def test_json_has_the_id_and_the_checked_stages(invoke: Invoke, program: Typed) 
 
 
 def test_a_target_is_never_guessed(invoke: Invoke, program: Typed, tmp_path: Path) -> None:
-    planned = invoke("export", program.path, "--target", "sm_100a")
     unknown = invoke("export", program.path, "--target", "tpu")
-    assert planned.exit_code == unknown.exit_code == 4
-    assert "error[target]" in planned.stderr and "cpu" in planned.stderr
-    assert "no target 'tpu'" in unknown.stderr
+    other = invoke("export", program.path, "--target", "sm_100a", "--numerics", "w4a8")
+    assert unknown.exit_code == other.exit_code == 4
+    assert "no target 'tpu'" in unknown.stderr and "cpu" in unknown.stderr
+    assert "sm_100a does not compute in 'w4a8'" in other.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -43,10 +43,12 @@ def test_a_format_is_known_and_takes_its_own_options(
 ) -> None:
     near = invoke("export", program.path, "--format", "onx")
     surplus = invoke("export", program.path, "--format", "onnx", "--target", "cpu")
+    numerics = invoke("export", program.path, "--format", "onnx", "--numerics", "w4a8")
     boxed = invoke("export", program.path, "--dialect", "trt")
     left = invoke("export", program.path, "--format", "onnx", "--no-text-encoder")
     assert near.exit_code == surplus.exit_code == boxed.exit_code == left.exit_code == 2
     assert "--no-text-encoder means nothing to --format onnx" in left.stderr
+    assert "--numerics means nothing to --format onnx" in numerics.stderr
     assert "did you mean 'onnx'?" in near.stderr
     assert "--target means nothing to --format onnx" in surplus.stderr
     assert "add --format onnx" in boxed.stderr
