@@ -21,7 +21,6 @@ E4M3_MAX = tl.constexpr(nvfp4.E4M3_MAX)
 SWEEP_FIRST = tl.constexpr(nvfp4.SWEEP_OFFSETS[0])
 SWEEP_LAST = tl.constexpr(nvfp4.SWEEP_OFFSETS[-1])
 INFINITY = tl.constexpr(float("inf"))
-MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 LARGEST_CODE = tl.constexpr(126)
 
 
@@ -53,15 +52,21 @@ def store_blocks(pointer, offset, low, high, mask):
 
 
 @triton.jit
-def magnitude_bits(x):
-    """|x| as int32, which orders as the magnitudes do, infinity and then NaN last."""
-    return x.to(tl.int32, bitcast=True) & MAGNITUDE
+def amax_of_blocks(low, high):
+    """The largest magnitude of each block, fp32 [B]; NaN if it holds one."""
+    x = tl.maximum(tl.abs(low), tl.abs(high), propagate_nan=tl.PropagateNan.ALL)
+    even, odd = tl.split(x.reshape(x.shape[0], 4, 2))
+    x = tl.maximum(even, odd, propagate_nan=tl.PropagateNan.ALL)
+    even, odd = tl.split(x.reshape(x.shape[0], 2, 2))
+    even, odd = tl.split(tl.maximum(even, odd, propagate_nan=tl.PropagateNan.ALL))
+    return tl.maximum(even, odd, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def amax_bits(low, high):
-    """The largest magnitude of each block, as bits, int32 [B]; NaN counts as largest."""
-    return tl.max(tl.maximum(magnitude_bits(low), magnitude_bits(high)), 1)
+    """The largest magnitude of all blocks as an int32, which orders as magnitudes do, and puts
+    infinity and then NaN last."""
+    return tl.max(amax_of_blocks(low, high).to(tl.int32, bitcast=True))
 
 
 @triton.jit
@@ -69,14 +74,13 @@ def quantize_blocks(low, high, g, RULE: tl.constexpr):
     """Codes int32 [B, 2], the first in the lowest bits, and scales E4M3 [B]."""
     scale = choose_scale(low, high, g, RULE)
     inverse = _inverse_step(scale.to(tl.float32), g)[:, None]
-    words = tl.join(encode_e2m1(low * inverse), encode_e2m1(high * inverse))
-    return words, scale
+    return tl.join(encode_e2m1(low * inverse), encode_e2m1(high * inverse)), scale
 
 
 @triton.jit
 def choose_scale(low, high, g, RULE: tl.constexpr):
     """The scale of each block, E4M3 [B]; NaN where the block is not finite, or g is not."""
-    amax = amax_bits(low, high).to(tl.float32, bitcast=True)
+    amax = amax_of_blocks(low, high)
     ideal = tl.math.div_rn(amax, E2M1_MAX) * tl.math.div_rn(1.0, g)
     ideal = ideal + (amax - amax)
     best = round_e4m3(ideal)
@@ -104,8 +108,8 @@ def round_e4m3(x):
 def _better(low, high, other, g, best, error):
     """`other` and its error in the blocks where that is less; never in those whose scale is NaN."""
     found = _error(low, high, other, g)
-    best = tl.where(found < error, other, best)
-    return best, tl.where(found < error, found, error)
+    better = found < error
+    return tl.where(better, other, best), tl.where(better, found, error)
 
 
 @triton.jit
@@ -120,8 +124,7 @@ def _error(low, high, scale, g):
 def _half_error(x, inverse, step):
     """Neighbours are added by twos: an order that no layout of registers changes."""
     magnitude = tl.abs(x)
-    counted, base = round_e2m1(magnitude * inverse)
-    missed = (counted - base) * step - magnitude
+    missed = round_e2m1(magnitude * inverse) * step - magnitude
     squares = missed * missed
     even, odd = tl.split(squares.reshape(x.shape[0], 4, 2))
     even, odd = tl.split((even + odd).reshape(x.shape[0], 2, 2))

@@ -16,31 +16,34 @@ from llvq.formats import nvfp4
 E2M1_MAX = tl.constexpr(nvfp4.E2M1_MAX)
 EXPONENT = tl.constexpr(nvfp4.FP32_EXPONENT_MASK)
 ROUND_TO_HALVES = tl.constexpr(nvfp4.ROUND_TO_HALVES)
+ENCODE = tl.constexpr(2.0**-126)
 # Of an fp16 whose top bits are a code, what makes its value that of the code.
 DECODE = tl.constexpr(2.0**14)
 
 
 @triton.jit
 def round_e2m1(y):
-    """Magnitudes -> (counted, binade * 2**22), whose difference is the nearest value of E2M1.
+    """Magnitudes -> the nearest values of E2M1, ties to even; what is beyond 6 goes to 6.
 
-    Ties go to even, what is beyond 6 goes to 6; the low bits of `counted` count steps.
+    Both products are by powers of two, so that fusing them with sums changes nothing.
     """
     y = tl.minimum(y, E2M1_MAX)
     binade = (tl.maximum(y, 1.0).to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True)
-    base = binade * ROUND_TO_HALVES
-    return y + base, base
+    counted = tl.fma(binade, ROUND_TO_HALVES, y)
+    return tl.fma(binade, -ROUND_TO_HALVES, counted)
 
 
 @triton.jit
 def encode_e2m1(y):
-    """fp32 [B, 8] -> packed codes int32 [B], the first in the lowest bits. -0.0 has code 0."""
+    """fp32 [B, 8] -> codes int32 [B], the first in the lowest bits. -0.0 has code 0.
+
+    Read as an fp32 whose exponents end where those of E2M1 do, a value has its code at the top of
+    the mantissa.
+    """
     y = y + 0.0
     sign = (y.to(tl.int32, bitcast=True) >> 28) & 8
-    counted, base = round_e2m1(tl.abs(y))
-    # Codes grow by 2 per binade, as do the top bits of fp32 (298 for 2**22); counts lie below.
-    binade = base.to(tl.int32, bitcast=True) >> 22
-    return _pack(((binade + counted.to(tl.int32, bitcast=True) + 6) & 7) | sign)
+    code = (round_e2m1(tl.abs(y)) * ENCODE).to(tl.int32, bitcast=True) >> 22
+    return _pack(code | sign)
 
 
 @triton.jit

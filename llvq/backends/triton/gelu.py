@@ -34,7 +34,7 @@ def gelu(x, APPROXIMATE: tl.constexpr):
     if APPROXIMATE == "tanh":
         # (1 + tanh(u)) / 2 is the logistic function of 2u, which overflows to the right limits.
         twice = TWICE_SQRT_2_OVER_PI * (x + CUBE * x * x * x)
-        return tl.math.div_rn(x, 1.0 + tl.exp(-twice))
+        return x / (1.0 + tl.exp(-twice))
     else:
         return x * 0.5 * (1.0 + tl.math.erf(x * SQRT_HALF))
 
@@ -64,7 +64,7 @@ def _gelu_kernel(
         smooth_low, smooth_high = load_blocks(smooth, block % row_blocks * BLOCK, mask)
         low, high = rounded(low * smooth_low, dtype), rounded(high * smooth_high, dtype)
     if codes is None:
-        tl.atomic_max(amax, tl.max(amax_bits(low, high)), sem="relaxed")
+        tl.atomic_max(amax, amax_bits(low, high), sem="relaxed")
     else:
         g = load_global_scale(given, amax, RULE)
         store_quantized(codes, scales, block, low, high, g, mask, RULE)

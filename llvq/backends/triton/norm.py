@@ -119,7 +119,7 @@ def _norm_modulate_kernel(
             block = row * row_blocks + column
             store_quantized(codes, scales, block, low, high, g, mask, RULE)
         else:
-            most = tl.maximum(most, tl.max(amax_bits(low, high)))
+            most = tl.maximum(most, amax_bits(low, high))
     if out is None and codes is None:
         tl.atomic_max(amax, most, sem="relaxed")
 

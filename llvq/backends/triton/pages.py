@@ -50,7 +50,7 @@ def _slot_of(slot, layer, slots):
 @triton.jit
 def _amax_kernel(k, v, amax, count, row_blocks, k_stride, v_stride, BLOCKS: tl.constexpr):
     _, low, high, _ = _load_chunk(k, v, count, row_blocks, k_stride, v_stride, BLOCKS)
-    tl.atomic_max(amax + tl.program_id(1), tl.max(amax_bits(low, high)), sem="relaxed")
+    tl.atomic_max(amax + tl.program_id(1), amax_bits(low, high), sem="relaxed")
 
 
 @triton.jit

@@ -27,7 +27,7 @@ from llvq.backends.triton.global_scale import load_global_scale, no_amax
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect.nvfp4_ops import packed_like
 
-# Blocks per program, at one warp for 32 of them.
+# Blocks per program, one for each thread.
 BLOCKS = 128
 AMAX_BLOCKS = 512
 
@@ -36,7 +36,7 @@ AMAX_BLOCKS = 512
 def _amax_kernel(x, found, count, BLOCKS: tl.constexpr):
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     low, high = load_blocks(x, block * BLOCK, block < count)
-    tl.atomic_max(found, tl.max(amax_bits(low, high)), sem="relaxed")
+    tl.atomic_max(found, amax_bits(low, high), sem="relaxed")
 
 
 @triton.jit

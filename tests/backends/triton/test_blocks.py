@@ -13,6 +13,7 @@ from torch import Tensor
 from llvq.backends.triton.blocks import (
     BLOCK,
     amax_bits,
+    amax_of_blocks,
     choose_scale,
     load_blocks,
     round_e4m3,
@@ -29,7 +30,8 @@ COUNT = 64
 def amax(x, out, COUNT: tl.constexpr):
     block = tl.arange(0, COUNT)
     low, high = load_blocks(x, block * BLOCK, block < COUNT)
-    tl.store(out + block, amax_bits(low, high))
+    tl.store(out + block, amax_of_blocks(low, high))
+    tl.store(out + COUNT, amax_bits(low, high).to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -78,10 +80,15 @@ def test_what_is_not_finite_shows_in_its_block(launch: Launcher, randn: Any, rul
 
 
 def test_the_largest_magnitude_counts_nan_as_largest(launch: Launcher, randn: Any) -> None:
-    x, out = randn(COUNT, 16), torch.empty(COUNT, dtype=torch.int32).to(randn(1).device)
-    x[2, 5], x[3, 9], x[3, 10] = float("-inf"), float("nan"), float("inf")
+    x = randn(COUNT, 16)
+    out = torch.empty(COUNT + 1, device=x.device)
+    x[2, 5] = float("-inf")
     launch(amax, (1,), x, out, COUNT=COUNT)
-    assert same_bytes(out.view(torch.float32), x.abs().amax(1).float())
+    wanted = x.abs().amax(1).float()
+    assert same_bytes(out, torch.cat([wanted, wanted.amax(0, keepdim=True)]))
+    x[3, 9], x[3, 10] = float("nan"), float("inf")
+    launch(amax, (1,), x, out, COUNT=COUNT)
+    assert out.isnan().nonzero().flatten().tolist() == [3, COUNT]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

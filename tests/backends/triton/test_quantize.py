@@ -24,7 +24,7 @@ ON_CHIPS = pytest.mark.parametrize("chip", CHIPS)
 @RULES
 @DTYPES
 @pytest.mark.parametrize("static", [None, 0.003])
-@pytest.mark.parametrize("shape", [(1, 3, 48), (2, 7, 16), (11, 208)])
+@pytest.mark.parametrize("shape", [(1, 3, 48), (2, 7, 16), (23, 208)])
 def test_quantize_is_exact(
     launch: Launcher,
     randn: Any,
@@ -111,13 +111,13 @@ def packed(rows: int, width: int) -> tuple[Tensor, Tensor]:
 @ON_CHIPS
 @RULES
 def test_quantize_compiles(chip: str, rule: str) -> None:
-    """Blocks stay in their threads, whole lines are loaded, no product is fused with a sum."""
+    """Blocks stay in their threads, and subnormal numbers are numbers."""
     amax, static = compiled(chip, quantize, meta(7040, 3072), rule)
     for made in (amax, static):
         assert made.resources.spilled == 0 and made.resources.registers <= 64
-        assert "ld.global.v4.b32" in made.binary.ptx and "fma" not in made.binary.ptx
+        assert "ld.global.v4.b32" in made.binary.ptx and ".ftz" not in made.binary.ptx
     assert static.binary.shared == 0
-    assert "st.global.v2.b32" in static.binary.ptx and ".ftz" not in static.binary.ptx
+    assert "st.global.v2.b32" in static.binary.ptx
 
 
 @ON_CHIPS
