@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llvq.dialect.model_ops import attention, rope
-from llvq.dialect.registry import BF16_ROUNDING, EXACT, op
+from llvq.dialect.registry import ATTENTION_ROUNDING, EXACT, op
 from llvq.formats.kv import KV_FORMATS
 from llvq.formats.kv_slots import load, store
 
@@ -47,7 +47,7 @@ def _paged_attention_fake(
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-@op(fake=_paged_attention_fake, tolerance=BF16_ROUNDING)
+@op(fake=_paged_attention_fake, tolerance=ATTENTION_ROUNDING)
 def paged_attention(
     q: Tensor,
     k: Tensor,
@@ -104,7 +104,7 @@ def _paged_attention_kept_fake(
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-@op(fake=_paged_attention_kept_fake, tolerance=BF16_ROUNDING)
+@op(fake=_paged_attention_kept_fake, tolerance=ATTENTION_ROUNDING)
 def paged_attention_kept(
     q: Tensor,
     k: Tensor,

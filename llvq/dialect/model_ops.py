@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llvq.dialect.registry import BF16_ROUNDING, like_first, op
+from llvq.dialect.registry import ATTENTION_ROUNDING, BF16_ROUNDING, like_first, op
 
 
 def _attention_fake(
@@ -19,7 +19,7 @@ def _attention_fake(
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
-@op(fake=_attention_fake, tolerance=BF16_ROUNDING)
+@op(fake=_attention_fake, tolerance=ATTENTION_ROUNDING)
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:

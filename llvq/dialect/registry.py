@@ -25,6 +25,8 @@ class Tolerance:
 
 EXACT = Tolerance(0.0)
 BF16_ROUNDING = Tolerance(2**-7)
+# Two products with bf16 between them: softmax weights are rounded too, below a running maximum.
+ATTENTION_ROUNDING = Tolerance(2**-6)
 
 
 @dataclass(frozen=True)
