@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llvq.runtime.denoiser import Denoised
 from llvq.runtime.executable import Executable
+from llvq.runtime.streams import upload
 from llvq.runtime.video import frames_to_uint8
 
 
@@ -19,7 +20,8 @@ class Decoder:
         self.first = executable.stage("decode_first")
         self.later = executable.stage("decode")
         self.loops = executable.facts.loops
-        self.latents_per_call = executable.facts.latents_per_decode
+        chunk, per_call = executable.facts.frames_per_chunk, executable.facts.latents_per_decode
+        self.frames = upload(torch.arange(chunk), executable.device).split(per_call)
         names = {source for source, _ in self.loops}
         self.state = {
             spec.name: torch.zeros(spec.sizes, dtype=spec.dtype, device=executable.device)
@@ -34,8 +36,8 @@ class Decoder:
 
     def pixels(self, chunk: Denoised) -> Iterator[Tensor]:
         """The same as pixels about [-1, 1], [1, 3, T, H, W], a few latents at a time."""
-        for latents in torch.arange(chunk.latent.shape[1]).split(self.latents_per_call):
-            yield self._decode(chunk, latents.to(chunk.latent.device))
+        for latents in self.frames:
+            yield self._decode(chunk, latents)
 
     def _decode(self, chunk: Denoised, latents: Tensor) -> Tensor:
         stage = self.later if self.started else self.first

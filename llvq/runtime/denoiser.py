@@ -8,8 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, RecordedStage
 from llvq.runtime.executable import Executable
 from llvq.runtime.sampler import Schedule, update
+from llvq.runtime.streams import upload
+
+# Stages that run with every chunk, some more often.
+EVERY_CALL = ("denoise", "refresh")
 
 
 @dataclass(frozen=True)
@@ -28,15 +33,25 @@ class Denoised:
 class Denoiser:
     """Denoises chunk after chunk. Owns the page pool and the page table."""
 
-    def __init__(self, executable: Executable, schedule: Schedule) -> None:
+    def __init__(
+        self, executable: Executable, schedule: Schedule, *, cuda_graphs: bool = True
+    ) -> None:
+        """`cuda_graphs`: on a GPU, replay what a stage launches instead of launching it again."""
         facts = executable.facts
         self.executable, self.facts, self.schedule = executable, facts, schedule
+        self.device = executable.device
         self.pages = {
             name: torch.zeros(shape, dtype=getattr(torch, dtype), device=executable.device)
             for name, dtype, shape in facts.pages.tensors
         }
         self.table = facts.page_table
         self.shot = 0
+        self._recorded: dict[str, RecordedStage] = {}
+        if cuda_graphs and self.device.type == "cuda":
+            buffers, record = Buffers(self.pages), CudaRecorder()
+            self._recorded = {
+                name: RecordedStage(executable.stage(name), buffers, record) for name in EVERY_CALL
+            }
         self._modulations: dict[tuple[float, ...], dict[str, Tensor]] = {}
         self._conditions: tuple[Tensor, dict[str, Tensor]] | None = None
 
@@ -93,21 +108,23 @@ class Denoiser:
         self, stage: str, values: dict[str, Tensor], latent: Tensor, timesteps: tuple[float, ...]
     ) -> dict[str, Tensor]:
         inputs = {**values, **self._modulation(timesteps), "latent": latent}
-        return self.executable.stage(stage)(inputs)
+        run = self._recorded.get(stage) or self.executable.stage(stage)
+        return run(inputs)
 
     def _condition(self, prompt: Tensor) -> dict[str, Tensor]:
         """What depends on the prompt alone; computed when the prompt changes."""
         if self._conditions is None or self._conditions[0] is not prompt:
-            outputs = self.executable.stage("condition")({"prompt_embeds": prompt})
-            self._conditions = (prompt, outputs)
+            values = {"prompt_embeds": upload(prompt, self.device)}
+            outputs = self.executable.stage("condition")(values)
+            self._conditions = (prompt, _contiguous(outputs))
         return self._conditions[1]
 
     def _modulation(self, timesteps: tuple[float, ...]) -> dict[str, Tensor]:
         """What depends on the timesteps alone; kept, since a schedule repeats them."""
         if timesteps not in self._modulations:
-            tensor = torch.tensor([timesteps], device=self.executable.device)
+            tensor = upload(torch.tensor([timesteps]), self.device)
             outputs = self.executable.stage("modulate")({"timestep": tensor})
-            self._modulations[timesteps] = outputs
+            self._modulations[timesteps] = _contiguous(outputs)
         return self._modulations[timesteps]
 
     def _timesteps(self, timestep: float, image: Tensor | None) -> tuple[float, ...]:
@@ -122,11 +139,16 @@ class Denoiser:
         else:
             count = self.facts.frames_per_chunk
             start = index * count + self.shot * self.facts.multi_shot_rope_offset
-        frames = torch.arange(count, dtype=torch.float64, device=self.executable.device)
+        frames = torch.arange(count, dtype=torch.float64, device=self.device)
         return frames + start
 
     def _integers(self, value: int | tuple[int, ...]) -> Tensor:
-        return torch.tensor(value, dtype=torch.int64, device=self.executable.device)
+        return upload(torch.tensor(value, dtype=torch.int64), self.device)
+
+
+def _contiguous(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As kernels take them: what is kept is not copied with every call."""
+    return {name: value.contiguous() for name, value in outputs.items()}
 
 
 def held(latent: Tensor, image: Tensor | None) -> Tensor:

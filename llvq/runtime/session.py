@@ -19,6 +19,7 @@ from llvq.runtime.denoiser import Denoised, Denoiser
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.sampler import Schedule, schedule
 from llvq.runtime.stage import Stage
+from llvq.runtime.streams import Lane, download, mark, upload
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One finished chunk: latents [1, C, channels, h, w], frames uint8 [T, H, W, 3] or None."""
+    """One finished chunk: latents [1, C, channels, h, w] on the device, and frames uint8
+    [T, H, W, 3] in the memory of the host, or None."""
 
     index: int
     latents: Tensor
@@ -44,7 +46,8 @@ class Session:
     Without `noise` it comes from `seed`, and so does what a re-noising sampler adds in any case.
 
     image_latent [1, 1, channels, h, w] makes it an image-to-video. decode_depth 0 decodes in the
-    caller's thread. Iterate once; cancel() and set_prompt() may come from another thread.
+    caller's thread. cuda_graphs means nothing on a CPU. Iterate once; cancel() and set_prompt() may
+    come from another thread.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Session:
         image_latent: Tensor | None = None,
         latents_only: bool = False,
         decode_depth: int = 1,
+        cuda_graphs: bool = True,
     ) -> None:
         facts = executable.facts
         if not script:
@@ -65,10 +69,13 @@ class Session:
         _check_noise(noise, executable, len(script))
         check_seed(seed)
         self.facts, self.device = facts, executable.device
-        self.script, self.noise, self.image = list(script), noise, image_latent
+        self.script, self.noise = list(script), noise
+        self.image = None if image_latent is None else upload(image_latent, self.device)
         self.decode_depth = decode_depth
-        self._denoiser = Denoiser(executable, schedule_of(facts, steps))
-        self._decoder = None if latents_only else Decoder(executable)
+        self._denoiser = Denoiser(executable, schedule_of(facts, steps), cuda_graphs=cuda_graphs)
+        self._lane = Lane(self.device)
+        with self._lane.after(mark(self.device)):
+            self._decoder = None if latents_only else Decoder(executable)
         self._random = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
@@ -81,7 +88,7 @@ class Session:
                 if self._cancelled.is_set():
                     stage.cancel()
                     return
-                stage.submit((index, self._denoise(index)))
+                stage.submit((index, self._denoise(index), mark(self.device)))
                 yield from stage.poll()
             stage.close()
             yield from stage.results()
@@ -123,11 +130,13 @@ class Session:
             given.append(self.noise[:, index * count : (index + 1) * count])
         missing = self._denoiser.schedule.draws - len(given)
         drawn = [torch.randn(shape, generator=self._random) for _ in range(missing)]
-        return [noise.to(self.device, self.facts.torch_dtype) for noise in (*given, *drawn)]
+        dtype = self.facts.torch_dtype
+        return [upload(noise.to(dtype), self.device) for noise in (*given, *drawn)]
 
-    def _decode(self, item: tuple[int, Denoised]) -> Chunk:
-        index, chunk = item
-        frames = self._decoder(chunk) if self._decoder is not None else None
+    def _decode(self, item: tuple[int, Denoised, torch.cuda.Event | None]) -> Chunk:
+        index, chunk, ready = item
+        with self._lane.after(ready):
+            frames = download(self._decoder(chunk)) if self._decoder is not None else None
         return Chunk(index, chunk.x0, frames)
 
 

@@ -1,0 +1,104 @@
+"""A stage as CUDA graphs: what it launches is recorded once, and then replayed in one call.
+
+A recording reads its inputs where they lay, so every input that changes is copied into a buffer
+that stays. There is one recording for each length of history. The first call of a length runs as
+it is, which sets up what libraries set up at their first call, the second is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llvq.runtime.contract import check
+from llvq.runtime.executable import CompiledStage
+
+Results = tuple[Tensor, ...]
+
+
+class Recorder(Protocol):
+    """Records a call, and gives what replays it and the tensors that hold its results."""
+
+    def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]: ...
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share their memory: no two of them run at once."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on: what they do on their streams is not part of this recording.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            results = run()
+        return graph.replay, results
+
+
+class Buffers:
+    """Where inputs lie, by name and shape, for every stage that takes them.
+
+    Those `in_place` stay where their owner has them, since stages write to them. No other may be
+    changed in place: a tensor that is given again is not copied again.
+    """
+
+    def __init__(self, in_place: Collection[str]) -> None:
+        self.in_place = frozenset(in_place)
+        self._held: dict[tuple[str, torch.Size], Tensor] = {}
+        self._copied: dict[tuple[str, torch.Size], Tensor] = {}
+
+    def place(self, name: str, value: Tensor) -> Tensor:
+        """The tensor to read `value` from."""
+        if name in self.in_place:
+            return value
+        key = (name, value.shape)
+        if key not in self._held:
+            self._held[key] = torch.empty_like(value, memory_format=torch.contiguous_format)
+        if self._copied.get(key) is not value:
+            self._held[key].copy_(value, non_blocking=True)
+            self._copied[key] = value
+        return self._held[key]
+
+
+class RecordedStage:
+    """A compiled stage that replays what it recorded; called as the stage is."""
+
+    def __init__(self, stage: CompiledStage, buffers: Buffers, record: Recorder) -> None:
+        self.stage, self.buffers, self.record = stage, buffers, record
+        self._warm: set[Any] = set()
+        self._recorded: dict[Any, tuple[Callable[[], None], Results]] = {}
+
+    def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Results are the caller's: no later call writes to them."""
+        specs = self.stage.inputs
+        given = {spec.name: values[spec.name] for spec in specs if spec.name in values}
+        check(specs, given, stage=self.stage.name)
+        with torch.inference_mode():
+            placed = [self.buffers.place(name, value) for name, value in given.items()]
+            results = self._run(placed)
+        return dict(zip(self.stage.outputs, results, strict=True))
+
+    def _run(self, placed: list[Tensor]) -> Results:
+        where = tuple((tensor.data_ptr(), tensor.shape) for tensor in placed)
+        if where not in self._warm:
+            self._warm.add(where)
+            return tuple(self.stage.graph(*placed))
+        if where not in self._recorded:
+            self._recorded[where] = self.record(_Call(self.stage, placed))
+        replay, results = self._recorded[where]
+        replay()
+        return tuple(result.clone() for result in results)
+
+
+class _Call:
+    """One call of a stage on tensors that stay where they are."""
+
+    def __init__(self, stage: CompiledStage, placed: list[Tensor]) -> None:
+        self.stage, self.placed = stage, placed
+
+    def __call__(self) -> Results:
+        return tuple(self.stage.graph(*self.placed))

@@ -1,0 +1,165 @@
+"""What is recorded gives what was called: every length of history, every prompt, pages in place.
+
+A recorder for the CPU runs the call where a GPU would replay it: on the tensors that it was
+recorded with, into the tensors that it gave then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from llvq.errors import ContractError
+from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, RecordedStage
+from llvq.runtime.denoiser import EVERY_CALL, Denoiser
+from llvq.runtime.executable import Executable
+from llvq.runtime.session import Prompt, Session, schedule_of
+
+Results = tuple[Tensor, ...]
+
+
+class Recorder:
+    """Counts what it records and replays."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
+        self.recorded += 1
+        kept = run()
+
+        def replay() -> None:
+            self.replayed += 1
+            for place, result in zip(kept, run(), strict=True):
+                place.copy_(result)
+
+        return replay, kept
+
+
+class RecordedDenoiser(Denoiser):
+    """A denoiser that records, as on a GPU."""
+
+    def __init__(self, executable: Executable) -> None:
+        super().__init__(executable, schedule_of(executable.facts))
+        self.recorder = Recorder()
+        buffers = Buffers(self.pages)
+        self._recorded = {
+            name: RecordedStage(executable.stage(name), buffers, self.recorder)
+            for name in EVERY_CALL
+        }
+
+
+def rolled(denoiser: Denoiser, chunks: int) -> list[Tensor]:
+    """x0 of each chunk; the prompt changes after every second one, and one begins a shot."""
+    facts, random = denoiser.facts, torch.Generator().manual_seed(4)
+    shape = (1, facts.frames_per_chunk, facts.latent_channels, *facts.latent_hw)
+    prompts = [
+        torch.randn(1, facts.text_len, facts.text_dim, generator=random).to(facts.torch_dtype)
+        for _ in range(chunks)
+    ]
+    made = []
+    for index in range(chunks):
+        noise = torch.randn(shape, generator=random).to(facts.torch_dtype)
+        given = {"scene_cut": index == 3, "image": None}
+        made.append(denoiser.run(index, noise, prompts[index // 2], **given).x0)
+    return made
+
+
+def test_a_recorded_rollout_is_the_rollout(executable: Executable) -> None:
+    chunks = executable.facts.window_chunks + 4
+    plain = Denoiser(executable, schedule_of(executable.facts))
+    recorded = RecordedDenoiser(executable)
+    wanted, found = rolled(plain, chunks), rolled(recorded, chunks)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    for name, page in plain.pages.items():
+        assert torch.equal(recorded.pages[name].view(torch.uint8), page.view(torch.uint8))
+
+
+def test_each_length_of_history_is_recorded_once_at_its_second_call(
+    executable: Executable,
+) -> None:
+    facts, denoiser = executable.facts, RecordedDenoiser(executable)
+    rolled(denoiser, facts.window_chunks)
+    assert denoiser.recorder.recorded == facts.window_chunks, "denoise, of each length"
+    assert denoiser.recorder.replayed == facts.window_chunks * (facts.steps - 1)
+    rolled_on = RecordedDenoiser(executable)
+    rolled(rolled_on, facts.window_chunks + 3)
+    assert rolled_on.recorder.recorded == facts.window_chunks + 1, "and refresh of a full window"
+
+
+def test_results_are_the_callers(executable: Executable) -> None:
+    """The velocities of earlier steps are read after later ones."""
+    denoiser = RecordedDenoiser(executable)
+    stage = denoiser._recorded["denoise"]
+    values = inputs_of(denoiser)
+    first, second, third = (stage(values)["velocity"] for _ in range(3))
+    assert torch.equal(first, second) and torch.equal(second, third)
+    assert len({t.data_ptr() for t in (first, second, third)}) == 3
+
+
+def inputs_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    stage = denoiser.executable.stage("denoise")
+    values = {
+        spec.name: torch.randn(spec.sizes, generator=random).to(spec.dtype)
+        for spec in stage.inputs
+        if spec.dtype.is_floating_point
+    }
+    table = torch.zeros(0, dtype=torch.int64)
+    return {**values, **denoiser.pages, "page_table": table, "slot": torch.tensor(0),
+            "kept_slot": torch.tensor(-1)} | {"latent": values["latent"]}  # fmt: skip
+
+
+def test_another_session_has_pages_of_its_own(executable: Executable) -> None:
+    denoiser = RecordedDenoiser(executable)
+    stage, values = denoiser._recorded["denoise"], inputs_of(denoiser)
+    for _ in range(2):
+        stage(values)
+    assert denoiser.recorder.recorded == 1
+    moved = {name: page.clone() for name, page in denoiser.pages.items()}
+    for _ in range(2):
+        stage({**values, **moved})
+    assert denoiser.recorder.recorded == 2
+
+
+def test_inputs_are_those_that_the_stage_takes(executable: Executable) -> None:
+    stage = RecordedDenoiser(executable)._recorded["denoise"]
+    with pytest.raises(ContractError, match="is missing"):
+        stage({})
+
+
+def test_a_buffer_is_filled_when_another_tensor_is_given() -> None:
+    buffers = Buffers(("pages",))
+    page, x = torch.zeros(3), torch.arange(6.0).view(2, 3).t()
+    assert buffers.place("pages", page) is page
+    place = buffers.place("x", x)
+    assert place is not x and place.is_contiguous() and torch.equal(place, x)
+    place.zero_()
+    assert buffers.place("x", x) is place and not place.any(), "it was given before"
+    assert torch.equal(buffers.place("x", x + 1), x + 1)
+    assert buffers.place("x", torch.zeros(4)) is not place
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_replays_on_what_lies_in_its_inputs() -> None:
+    x = torch.randn(64, 64, device="cuda")
+    torch.mm(x, x)
+    record, place = CudaRecorder(), x.clone()
+    replay, (y,) = record(lambda: (torch.mm(place, place) + 1,))
+    for scale in (1.0, 2.0):
+        place.copy_(x * scale)
+        replay()
+        assert torch.equal(y, torch.mm(place, place) + 1)
+
+
+def test_on_a_cpu_nothing_is_recorded(executable: Executable) -> None:
+    facts = executable.facts
+    embeds = torch.ones(1, facts.text_len, facts.text_dim, dtype=facts.torch_dtype)
+    made = [
+        list(Session(executable, [Prompt(embeds)], latents_only=True, cuda_graphs=choice))
+        for choice in (True, False)
+    ]
+    assert torch.equal(made[0][0].latents, made[1][0].latents)
