@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llvq.artifact.manifest import MANIFEST, REPORT, SEAL, damaged
 
 
 def sha256_of(path: Path) -> str:
-    """Streaming; about 1 s for each GB."""
+    """Streaming; about 1 s for each GB, without the interpreter's lock."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -62,11 +63,12 @@ def check_files(root: Path, table: Mapping[str, Mapping[str, Any]]) -> None:
 def check_bytes(
     root: Path, table: Mapping[str, Mapping[str, Any]], *, skip_weights: bool = False
 ) -> None:
-    """Every listed file has the sha256 of the manifest."""
-    for path, entry in sorted(table.items()):
-        if skip_weights and path.startswith("weights/"):
-            continue
-        if sha256_of(root / path) != entry["sha256"]:
+    """Every listed file has the sha256 of the manifest. Files are read several at a time."""
+    paths = [p for p in sorted(table) if not (skip_weights and p.startswith("weights/"))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = list(pool.map(sha256_of, (root / path for path in paths)))
+    for path, found in zip(paths, hashes, strict=True):
+        if found != table[path]["sha256"]:
             raise damaged(
                 f"{path} is damaged",
                 where=str(root),

@@ -41,6 +41,8 @@ def describe(box: Box) -> dict[str, Any]:
         **{key: manifest[key] for key in ("kind", "target", "numerics", "versions", "recipe")},
         "stages": [_stage(manifest, name, gm.graph.nodes) for name, gm in loaded.items()],
         "ops": dict(_ops(loaded).most_common()),
+        "implementations": manifest["implementations"],
+        "kernels": manifest["kernels"],
         "bytes": _bytes_by_part(weights),
         "pages": {"format": pages.text, "slots": pages.slots, "bytes": pages.nbytes},
         "inputs": input_scales(manifest["weights"].values()),
@@ -61,6 +63,7 @@ def show(box: Mapping[str, Any]) -> None:
             ("id", box["id"]),
             ("target", box["target"]),
             ("numerics", box["numerics"]),
+            ("kernels", _compiled(box["kernels"])),
             ("needs", versions),
             ("recipe", f"{box['recipe']['name']}: {linear['weight_rule']} weights, "
                        f"{linear['activation_rule']} activations"),
@@ -85,7 +88,10 @@ def show(box: Mapping[str, Any]) -> None:
     print()
     own = [row for row in box["ops"].items() if row[0].startswith("llvq.")]
     others = [count for name, count in box["ops"].items() if not name.startswith("llvq.")]
-    print_table("ops", ("op", "calls"), [*own, (f"{len(others)} aten ops", sum(others))])
+    runs = {op: ", ".join(counts) for op, counts in box["implementations"].items()}
+    rows = [(op, count, runs.get(op)) for op, count in own]
+    rows.append((f"{len(others)} aten ops", sum(others), None))
+    print_table("ops", ("op", "calls", "run by"), rows)
     print()
     columns = ("part", "codes", "scales", "global scales", "kept", "sum")
     rows = [
@@ -95,6 +101,13 @@ def show(box: Mapping[str, Any]) -> None:
     print_table("weights", columns, rows)
     print()
     print_pass_table(box["passes"])
+
+
+def _compiled(kernels: Mapping[str, Any] | None) -> str | None:
+    if kernels is None:
+        return None
+    made = f"{kernels['count']} for {kernels['chip']}, by Triton {kernels['triton']}"
+    return f"{made}, sources {kernels['sources'][:16]}"
 
 
 def _calibrated(made: Mapping[str, Any] | None) -> str | None:

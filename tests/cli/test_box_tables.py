@@ -49,6 +49,9 @@ def document() -> dict[str, Any]:
     }
 
 
+KERNELS = {"chip": "sm_90a", "triton": "3.6.0", "sources": "0123" * 16}
+
+
 @pytest.fixture
 def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
     table = (InputSpec(name, torch.float32, (3, 2), "chunk") for name in ("cos", "sin"))
@@ -60,8 +63,8 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
         writer.finish(
             {
                 "kind": "box",
-                "target": "cpu",
-                "numerics": "w4a4-emulated",
+                "target": "sm_90a",
+                "numerics": "w4a8",
                 "versions": {"torch": ">=2.11,<2.99", "llvq": __version__},
                 "ops": op_table([GELU, ROPE]),
                 "contract": {"turn": [plain(spec.to_dict()) for spec in inputs]},
@@ -71,6 +74,8 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
                 "passes": [row | {"books": [book | {"stopped": 0}]}],
                 "unchecked": {},
                 "left_out": {},
+                "implementations": {ROPE: {"triton": 1}},
+                "kernels": {**KERNELS, "count": 2},
                 "calibration": None,
                 "lora": [],
                 "weights": {},
@@ -82,7 +87,7 @@ def small_box(tmp_path: Path, compiled_nvfp4: Compiled) -> Box:
 
 def test_everything_is_plain_data(small_box: Box, compiled_nvfp4: Compiled) -> None:
     found = describe(small_box)
-    assert (found["id"], found["kind"], found["target"]) == (small_box.id, "box", "cpu")
+    assert (found["id"], found["kind"], found["target"]) == (small_box.id, "box", "sm_90a")
     (stage,) = found["stages"]
     counts = {key: stage[key] for key in ("rates", "inputs", "outputs", "calls", "llvq_calls")}
     assert counts == {
@@ -90,6 +95,7 @@ def test_everything_is_plain_data(small_box: Box, compiled_nvfp4: Compiled) -> N
     }  # fmt: skip
     assert stage["specs"][1] == {"name": "cos", "type": "float32 [3, 2]", "rate": "chunk"}
     assert found["ops"] == {GELU: 2, ROPE: 1}
+    assert found["implementations"] == {ROPE: {"triton": 1}} and found["kernels"]["count"] == 2
     assert found["bytes"] == {
         "dit": {"codes": 128, "scales": 16, "global_scale": 4, "kept": 16},
         "vae": {"codes": 0, "scales": 0, "global_scale": 0, "kept": 20},
@@ -106,8 +112,9 @@ def test_the_same_data_in_tables(small_box: Box, capsys: pytest.CaptureFixture[s
         ["box", str(small_box.path)],
         ["turn", "step,", "chunk", "3", "1", "3", "1"],
         ["cos", "float32", "[3,", "2]", "chunk"],
-        [ROPE, "1"],
-        ["1", "aten", "ops", "2"],
+        ["kernels", "2", "for", "sm_90a,", "by", "Triton", "3.6.0,", "sources", "0123" * 4],
+        [ROPE, "1", "triton"],
+        ["1", "aten", "ops", "2", "-"],
         ["dit", "128", "B", "16", "B", "4", "B", "16", "B", "164", "B"],
         ["1", "raise-rope", "raised", "exact", "1", "-", "-", "-", "9", "->", "4", "-"],
     ):
@@ -131,7 +138,8 @@ def test_inputs_of_a_large_family_share_a_row(
 
 
 def test_a_program_has_no_target(small_box: Box, capsys: pytest.CaptureFixture[str]) -> None:
-    show({**describe(small_box), "kind": "program", "target": None, "numerics": None})
+    nothing = dict.fromkeys(("target", "numerics", "kernels"))
+    show({**describe(small_box), "kind": "program", **nothing})
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.split()]
     assert names[0] == "program" and "target" not in names and "numerics" not in names
 
