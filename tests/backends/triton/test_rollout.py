@@ -1,8 +1,8 @@
 """A whole rollout with kernels, on the GPU or interpreted, against the reference on the CPU.
 
-A value next to a rounding boundary falls to the other side when a sum is taken in another order, and
-four bits make that large. How large is measured: the reference once more, its first noise moved by
-one rounding of bf16.
+A value next to a rounding boundary falls to the other side when a sum is taken in another order,
+and four bits make that large. How large is measured: the reference once more, its first noise moved
+by one rounding of bf16.
 """
 
 from __future__ import annotations
