@@ -15,16 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.fp8_window import (
-    KEYS,
-    History,
-    Window,
-    in_rows,
-    largest,
-    rotate,
-    scale_for,
-    window_in_fp8,
-)
+from llvq.backends.triton.fp8_blocks import rotated
+from llvq.backends.triton.fp8_scales import History, in_rows, largest, scale_for
+from llvq.backends.triton.fp8_window import KEYS, Window, window_in_fp8
 from llvq.backends.triton.specialize import Launcher
 from llvq.formats import fp8
 
@@ -177,7 +170,9 @@ def quantize_queries_kernel(
     x = tl.load(q + at, mask=inside[:, None], other=0.0).to(tl.float32)
     if cos is not None:
         angle = (first + token)[:, None] * (D // 2) + tl.arange(0, D // 2)[None, :]
-        x = rotate(x, cos, sin, angle, inside[:, None], QUERIES, D, q.dtype.element_ty)
+        c = tl.load(cos + angle, mask=inside[:, None], other=1.0)
+        s = tl.load(sin + angle, mask=inside[:, None], other=0.0)
+        x = rotated(x, c, s, q.dtype.element_ty)
     scale = scale_for(largest(x, 1))
     row = head.to(tl.int64) * tokens + token
     coded = (x * (1.0 / scale)[:, None]).to(tl.float8e4nv)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.fp8_window import largest, scale_for
+from llvq.backends.triton.fp8_scales import largest, scale_for
 from llvq.backends.triton.gelu import gelu
 from llvq.backends.triton.specialize import Launcher
 from llvq.formats import fp8

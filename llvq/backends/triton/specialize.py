@@ -6,7 +6,7 @@ Two launches with equal specializations run the same binary. It is known without
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from hashlib import sha256
 from typing import Any, Protocol
@@ -38,6 +38,7 @@ class Kernel(Protocol):
     """What `triton.jit` returns, as far as this package needs it."""
 
     arg_names: list[str]
+    do_not_specialize: Sequence[int | str]
     __name__: str
 
 
@@ -123,9 +124,10 @@ def _type(kernel: Kernel, name: str, value: Argument) -> str:
 
 
 def _is_divisible(kernel: Kernel, name: str, value: Argument) -> bool:
-    """Pointers must be, so that one binary serves every tensor; of integers it is noted."""
+    """Pointers must be, so that one binary serves every tensor. Of integers it is noted, but for
+    those that a kernel names in `do_not_specialize`: one binary serves all of them."""
     if isinstance(value, int):
-        return value % ALIGNMENT == 0
+        return name not in kernel.do_not_specialize and value % ALIGNMENT == 0
     if not isinstance(value, Tensor):
         return False
     if value.device.type != "meta" and value.data_ptr() % ALIGNMENT:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llvq.backends.triton.fp8_window import KEYS, History, window_in_fp8
+from llvq.backends.triton.fp8_scales import History
+from llvq.backends.triton.fp8_window import KEYS, rows_in_fp8, window_in_fp8
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect import rope
 from llvq.errors import TargetError
@@ -20,14 +21,16 @@ LAYERS, SLOTS, HEADS, DIM = 2, 3, 2, 32
 RandN = Callable[..., Tensor]
 
 
-def filled_pages(randn: RandN, kv_format: str, tokens: int, device: torch.device) -> list[Tensor]:
+def filled_pages(
+    randn: RandN, kv_format: str, tokens: int, device: torch.device, dim: int = DIM
+) -> list[Tensor]:
     """A pool whose every slot holds something, written by the format's own code."""
-    specs = KV_FORMATS[kv_format].specs(LAYERS, SLOTS, tokens, HEADS, DIM, torch.bfloat16)
+    specs = KV_FORMATS[kv_format].specs(LAYERS, SLOTS, tokens, HEADS, dim, torch.bfloat16)
     pages = [torch.zeros(shape, dtype=dtype, device=device) for _, dtype, shape in specs]
     for layer in range(LAYERS):
         for which in (0, 1):
             for slot in range(SLOTS):
-                chunk = randn(tokens, HEADS, DIM) * (1 + slot + which)
+                chunk = randn(tokens, HEADS, dim) * (1 + slot + which)
                 place = torch.tensor(slot, device=device)
                 KV_FORMATS[kv_format].write(pages, layer, which, place, chunk)
     return pages
@@ -63,7 +66,7 @@ def close(found: Tensor, wanted: Tensor) -> bool:
     return bool((distance <= wanted.float().abs() / 7 + 2**-8).all())
 
 
-@pytest.mark.parametrize("tokens", [5, 48])
+@pytest.mark.parametrize("tokens", [5, 48, 64])
 @pytest.mark.parametrize("kv_format", ["none", "fp8", "nvfp4"])
 def test_history_and_chunk_are_in_the_window(
     launch: Launcher, device: torch.device, randn: RandN, kv_format: str, tokens: int
@@ -109,6 +112,32 @@ def test_keys_are_rotated_by_their_place(
     )
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("slots, tokens", [([], 9), ([2, 0], 5), ([2, 0], 48), ([1], 64)])
+def test_rows_are_as_they_come(
+    launch: Launcher,
+    device: torch.device,
+    randn: RandN,
+    slots: list[int],
+    tokens: int,
+    rotated: bool,
+) -> None:
+    q, k, v = randn(1, tokens, 3 * HEADS, 2 * DIM).unflatten(2, (3, HEADS)).unbind(2)
+    pages = filled_pages(randn, "nvfp4", tokens, device, dim=2 * DIM)
+    history = History(pages, torch.tensor(slots, dtype=torch.int64, device=device), 1, "nvfp4")
+    turns = randn(3 * tokens, DIM, dtype=torch.float32)
+    angles = (turns.cos(), turns.sin()) if rotated else None
+    rows = rows_in_fp8(launch, q, k, v, history, angles)
+    for which, (own, found) in enumerate(((k, rows.k), (v, rows.v))):
+        codes, scale = expected(own, history, which, angles)
+        assert torch.allclose(rows.scales[which], scale, rtol=1e-6)
+        assert close(found, codes)
+    last = [t[len(slots) * tokens :] for t in angles] if angles else None
+    codes, scale = expected(q, None, 0, last)
+    assert torch.allclose(rows.scales[2], scale, rtol=1e-6)
+    assert close(rows.q, codes)
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_what_is_not_finite_shows(launch: Launcher, randn: RandN, poison: float) -> None:
     k, v = randn(1, 6, HEADS, DIM), randn(1, 6, HEADS, DIM)
@@ -136,5 +165,13 @@ def at_5b(kv_format: str, pages: int = 3) -> tuple[Tensor, Tensor, History]:
 
 @pytest.mark.parametrize("kv_format", ["none", "fp8", "nvfp4"])
 def test_it_compiles_without_spills(kv_format: str) -> None:
-    for made in compiled("sm_90a", window_in_fp8, *at_5b(kv_format)):
-        assert made.resources.spilled == 0, made.binary.name
+    """And enough programs share a multiprocessor to keep memory busy, in whole lines."""
+    k, v, history = at_5b(kv_format)
+    made = compiled("sm_90a", window_in_fp8, k, v, history)
+    made += compiled("sm_90a", rows_in_fp8, k, k, v, history)
+    for kernel in made:
+        assert kernel.resources.spilled == 0, kernel.binary.name
+        if kernel.binary.entry == "expand_kernel":
+            assert kernel.resources.registers <= 64, kernel.binary.name
+            assert "st.global.b8" not in kernel.binary.ptx
+    assert len({kernel.binary.name for kernel in made}) == 6

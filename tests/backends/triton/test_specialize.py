@@ -41,6 +41,16 @@ def test_values_do_not_decide_but_for_factors_of_16() -> None:
     assert first != specialized(X, X, 48, 1e-6, X.half())
 
 
+def test_what_a_kernel_does_not_specialize_decides_nothing() -> None:
+    @triton.jit(do_not_specialize=["layer"])
+    def of_a_layer(x, layer):
+        pass
+
+    sizes = {"warps": 4, "stages": 2}
+    found = [specialize(of_a_layer, (X, layer), {}, **sizes) for layer in (3, 16)]
+    assert found[0] == found[1] and found[0].divisible == ("x",)
+
+
 def test_a_name_says_everything_and_is_the_same_tomorrow() -> None:
     """Boxes on disk name their kernels so."""
     found = specialized(X, None, 48, 1e-6, X)
