@@ -92,6 +92,7 @@ def executable(
         attach_weights(built, tensors)
     except ArtifactError as error:
         raise located(box, error, str(error.where)) from error
+    torch.cuda.empty_cache()  # what weights were before they were folded; nothing on a CPU
     made = {
         name: CompiledStage(name, gm, specs[name].inputs, tuple(specs[name].outputs))
         for name, gm in built.items()

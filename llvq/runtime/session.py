@@ -32,8 +32,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One finished chunk: latents [1, C, channels, h, w] on the device, and frames uint8
-    [T, H, W, 3] in the memory of the host, or None."""
+    """One finished chunk, in the memory of the host: latents [1, C, channels, h, w], frames uint8
+    [T, H, W, 3] or None."""
 
     index: int
     latents: Tensor
@@ -137,7 +137,7 @@ class Session:
         index, chunk, ready = item
         with self._lane.after(ready):
             frames = download(self._decoder(chunk)) if self._decoder is not None else None
-        return Chunk(index, chunk.x0, frames)
+            return Chunk(index, download(chunk.x0), frames)
 
 
 def schedule_of(facts: RunFacts, steps: int | None = None) -> Schedule:

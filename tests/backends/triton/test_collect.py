@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,13 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from llvq.backends import implementations
+from llvq.backends.base import TARGETS, Target
 from llvq.backends.triton.collect import Launches, collect
+from llvq.compiler import Compiled
 from llvq.dialect import DIALECT
 from llvq.errors import TargetError
+from llvq.passes.lower import implementations_of, lower
+from llvq.passes.lowering import lower_to_numerics
 from llvq.runtime.contract import InputSpec
 from tests.backends import toy_ops
 
@@ -125,3 +130,18 @@ def test_what_an_op_returns_is_what_the_graph_says(monkeypatch: pytest.MonkeyPat
 
     because = refused(monkeypatch, wrapper).because or ""
     assert "gives float32 [1, 8, 64], the op bfloat16 [1, 8, 64]" in because
+
+
+@pytest.mark.parametrize("target", TARGETS[1:], ids=lambda t: f"{t.name}-{t.numerics}")
+def test_a_whole_model_is_launched_by_what_its_target_names(
+    target: Target, compiled_nvfp4: Compiled
+) -> None:
+    """Every wrapper takes what lowered graphs give it, and returns what they say."""
+    stages = compiled_nvfp4.stages
+    gms = {name: copy.deepcopy(stage.graph) for name, stage in stages.items()}
+    lower_to_numerics(gms, target.numerics, compiled_nvfp4.recipe)
+    lower(gms, target)
+    found = collect(gms, {name: stage.inputs for name, stage in stages.items()})
+    named = {op for op in implementations_of(gms) if "attention" in op or "linear" in op}
+    launched = {f"llvq.{call.op}.default" for call in found.calls}
+    assert named <= launched and len(found.kernels) > 8
