@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvq.backends.library_gemm import nvfp4_linear_library
+from llvq.backends.triton import fp8_attention_cudnn
 from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
 from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
 from llvq.backends.triton.fp8_attention import (
@@ -32,6 +33,7 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "add_norm_quantize_fp8": add_norm_quantize_fp8,
     "attention_fp8": attention_fp8,
     "attention_quantize_fp8": attention_quantize_fp8,
+    "attention_quantize_fp8:cudnn": fp8_attention_cudnn.attention_quantize_fp8,
     "dequantize": dequantize,
     "gate_residual": gate_residual,
     "gelu_quantize": gelu_quantize,
@@ -48,6 +50,7 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "paged_attention:sm120": paged_attention_sm120,
     "paged_attention_fp8": paged_attention_fp8,
     "paged_attention_quantize_fp8": paged_attention_quantize_fp8,
+    "paged_attention_quantize_fp8:cudnn": fp8_attention_cudnn.paged_attention_quantize_fp8,
     "quantize": quantize,
     "quantize_fp8": quantize_fp8,
     "rms_norm": rms_norm,
