@@ -96,7 +96,7 @@ def export_box(
     for name, gm in modules.items():
         verify_graph(name, gm, Level.LOWERED)
     documents = {name: graphs.dump(gm) for name, gm in modules.items()}
-    checks = record_checks(executable(program, "cpu", documents=documents))
+    checks = record_checks(executable(program, "cpu", stages=documents, documents=documents))
     with BoxWriter(path, overwrite=overwrite) as writer:
         for name, document in documents.items():
             writer.add_json(f"graphs/{name}.json", document)

@@ -77,7 +77,7 @@ def executable(
     does not compute what its op says. No weight is read before all of it fits.
     """
     facts, specs = check_fit(box)
-    documents = documents or {name: box.graph(name) for name in specs}
+    documents = {name: box.graph(name) for name in specs} | dict(documents or {})
     tensors = box.tensors(device=device)
     chosen = [name for name in specs if stages is None or name in stages]
     for name in chosen:
