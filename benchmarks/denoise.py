@@ -281,12 +281,12 @@ def _time_variant(
     found = model.forward().clone()
     setup = time.perf_counter() - began
     held = {"weights": model.weight_bytes, "pages": model.page_bytes}
+    state.found["errors"].append(_errors(variant, model, found, written, wanted))
+    model.written = []  # views into projections, which would keep them whole
     peak = state.peak_of(model.forward, before)
     eager = asdict(state.forward(model.forward))
     row = {"name": f"llvq {variant.name}, eager", "time": eager, **held, "peak": peak}
     state.found["forwards"].append(row | {"note": f"set up in {setup:.0f} s"})
-    state.found["errors"].append(_errors(variant, model, found, written, wanted))
-    model.written = []
     call, graphed = model.forward, _graphed(state, model, found)
     if graphed is not None:
         call, difference = graphed

@@ -6,7 +6,8 @@ is: it allocates nothing and waits for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -57,23 +58,38 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scalars: Tensor, out: Tensor, scale:
     cudnn, device = _cudnn(), q.device
     keys, heads, dim = k.shape
     problem = Problem(q.shape[0], keys, heads, dim, scale, device.index or 0)
-    with torch.cuda.device(device):
-        try:
-            plan, handle = _plan(problem), _handle(problem.device)
-            cudnn.set_stream(handle, torch.cuda.current_stream(device).cuda_stream)
-            workspace = torch.empty(max(1, plan.workspace), dtype=torch.uint8, device=device)
-            singles = scalars[:, :1].view(-1, 1, 1, 1, 1)
-            given = dict(zip((*SCALARS, *MAXIMA), singles, strict=True))
-            given |= {"q": q, "k": k, "v": v, "o": out}
-            pack = {plan.tensors[name]: tensor for name, tensor in given.items()}
-            plan.graph.execute(pack, workspace, handle)
-        except (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as error:
-            raise KernelError(
-                f"cuDNN cannot run attention in FP8 of {problem.tokens} queries over "
-                f"{problem.keys} keys, {problem.heads} heads of {problem.dim}",
-                because=str(error),
-                fix="export for a target whose attention is a kernel of ours",
-            ) from error
+    with torch.cuda.device(device), _told(problem):
+        plan, handle = _plan(problem), _handle(problem.device)
+        cudnn.set_stream(handle, torch.cuda.current_stream(device).cuda_stream)
+        workspace = torch.empty(max(1, plan.workspace), dtype=torch.uint8, device=device)
+        rows = dict(zip((*SCALARS, *MAXIMA), scalars.view(-1, SPACING, 1, 1, 1), strict=True))
+        given = {"q": q, "k": k, "v": v, "o": out, **{n: row[0] for n, row in rows.items()}}
+        pack = {plan.tensors[name]: tensor for name, tensor in given.items()}
+        plan.graph.execute(pack, workspace, handle)
+
+
+def prepare(
+    tokens: int, keys: int, heads: int, dim: int, scale: float, *, device: torch.device
+) -> None:
+    """Make the plan that `attend` needs for these sizes. Raises KernelError."""
+    problem = Problem(tokens, keys, heads, dim, scale, device.index or 0)
+    with torch.cuda.device(device), _told(problem):
+        _plan(problem)
+
+
+@contextmanager
+def _told(problem: Problem) -> Iterator[None]:
+    """cuDNN's refusals as a KernelError."""
+    cudnn = _cudnn()
+    try:
+        yield
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError, ValueError) as error:
+        raise KernelError(
+            f"cuDNN cannot run attention in FP8 of {problem.tokens} queries over "
+            f"{problem.keys} keys, {problem.heads} heads of {problem.dim}",
+            because=str(error),
+            fix="update nvidia-cudnn-frontend, or export with other numerics",
+        ) from error
 
 
 def _cudnn() -> Any:

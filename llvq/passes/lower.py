@@ -8,7 +8,8 @@ from math import prod
 
 from torch.fx import GraphModule, Node
 
-from llvq.backends.base import Target
+from llvq.backends.attention_choice import choose_attention
+from llvq.backends.base import TRITON, Target
 from llvq.backends.gemm_choice import choose_gemm
 from llvq.errors import TargetError
 from llvq.passes.books import Book
@@ -56,5 +57,8 @@ def _choose(node: Node, target: Target) -> None:
     if name == "nvfp4_linear":
         x, w = (given[key].meta["val"].shape for key in ("x_codes", "w_codes"))
         chosen = choose_gemm(target.chip, prod(x[:-1]), w[0], 2 * w[1], chosen)
+    if name == "paged_attention_quantize_fp8" and chosen == TRITON:
+        _, tokens, _, dim = given["q"].meta["val"].shape
+        chosen = choose_attention(target.chip, tokens, dim, chosen)
     custom = node.meta.setdefault("custom", {})
     custom["llvq"] = {**custom.get("llvq", {}), "impl": chosen}

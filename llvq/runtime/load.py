@@ -12,9 +12,11 @@ import llvq.dialect  # noqa: F401  (graphs call its ops)
 from llvq import graphs
 from llvq.artifact import Box, open_box
 from llvq.artifact.records import check_records
+from llvq.backends import cudnn_attention
 from llvq.errors import ArtifactError
 from llvq.graphs.liveness import peak
 from llvq.graphs.on_meta import check_values, run_on_meta
+from llvq.runtime.attention_plans import plans_of
 from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
 from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles
 from llvq.runtime.executable import CompiledStage, Executable
@@ -88,6 +90,8 @@ def executable(
     built = {name: graphs.load(documents[name], device=device) for name in chosen}
     if needs_kernels(box):
         bind_kernels(box, built)
+        for plan in plans_of(built, {name: specs[name].inputs for name in built}):
+            cudnn_attention.prepare(*plan, device=exact_device(device))
     try:
         attach_weights(built, tensors)
     except ArtifactError as error:

@@ -28,7 +28,7 @@ SHARED_MEMORY = {"sm_90a": 232448, "sm_100a": 232448, "sm_103a": 232448, "sm_120
 
 @dataclass(frozen=True)
 class Binary:
-    """A compiled kernel. `shared` and `scratch` are bytes per block, in shared and global memory."""
+    """A compiled kernel. `shared` and `scratch` are bytes per block: shared and global memory."""
 
     name: str
     entry: str
