@@ -18,7 +18,7 @@ from llvq.graphs.liveness import peak
 from llvq.graphs.on_meta import check_values, run_on_meta
 from llvq.runtime.attention_plans import plans_of
 from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
-from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles
+from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles, require
 from llvq.runtime.executable import CompiledStage, Executable
 from llvq.runtime.fit import check_fit, located, misfit
 from llvq.runtime.fold import attach_weights
@@ -78,6 +78,8 @@ def executable(
     than the machine has; TargetError: the machine is of another kind; KernelError: a kernel that
     does not compute what its op says. No weight is read before all of it fits.
     """
+    if needs_kernels(box):
+        require(box.manifest["target"])
     facts, specs = check_fit(box)
     documents = {name: box.graph(name) for name in specs} | dict(documents or {})
     tensors = box.tensors(device=device)
