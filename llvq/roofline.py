@@ -40,7 +40,11 @@ COMPUTES_IN = {
 }
 # What `nvfp4_linear` computes in: the tensor cores of `w4a4` take NVFP4.
 NVFP4 = {"w4a4": "fp4"}
-NVFP4_LINEARS = ("llvq.nvfp4_linear.default", "llvq.nvfp4_linear_lowrank.default")
+NVFP4_LINEARS = (
+    "llvq.nvfp4_linear.default",
+    "llvq.nvfp4_linear_lowrank.default",
+    "llvq.nvfp4_linear_swizzled.default",
+)
 PLAIN = "bf16"
 RATED = ("bfloat16", "float16")
 

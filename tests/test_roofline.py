@@ -57,14 +57,25 @@ def test_a_quantized_linear_by_hand(compiled_whole: Compiled) -> None:
     def traffic(k: int, f: int, x: float, w: float) -> float:
         return n * k * x + f * k * w + 2 * n * f + 2 * f  # bf16 result and bias
 
-    global_x, global_w = 4 * len(shapes), 4 * sum(3 if f == 192 else 1 for _, f in shapes)
+    global_w = 4 * sum(3 if f == 192 else 1 for _, f in shapes)
+    both = 4 * len(shapes) + global_w
     scales = 4 * sum(n + f for _, f in shapes)
     nvfp4 = 1 / 2 + 1 / 16
+    # Swizzled scales of a weight are padded to 128 rows; 64 and 128 channels fill their columns.
+    padding = sum(-f % 128 * k // 16 for k, f in shapes)
     for target, numerics, op, x, w, more, dtype in (
-        ("sm_100a", "w4a4", "nvfp4_linear", nvfp4, nvfp4, global_x + global_w, "fp4"),
+        (
+            "sm_100a",
+            "w4a4",
+            "nvfp4_linear_swizzled",
+            nvfp4,
+            nvfp4,
+            both + padding,
+            "fp4",
+        ),
         ("sm_90a", "w4a8", "fp8_linear", 1, 1, scales, "fp8"),
         ("sm_90a", "w4a16", "nvfp4_linear_w4a16", 2, nvfp4, global_w, "bf16"),
-        ("sm_90a", "w4a4-emulated", "nvfp4_linear", nvfp4, nvfp4, global_x + global_w, "bf16"),
+        ("sm_90a", "w4a4-emulated", "nvfp4_linear", nvfp4, nvfp4, both, "bf16"),
     ):
         row = ops_of(made(compiled_whole, target, numerics))[f"llvq.{op}"]
         assert row.calls == len(shapes) and row.computes_in == dtype

@@ -80,6 +80,8 @@ _NVFP4 = _ON_GPU | {
     "quantize": TRITON,
     "quantize_lowrank": TORCH,
 }
+# The same, multiplied in bf16.
+_EMULATED = _NVFP4 | {"nvfp4_linear": "triton:dequant"}
 # Weights in NVFP4, activations as they are.
 _W4A16 = _ON_GPU | {"dequantize": TRITON, "nvfp4_linear_w4a16": TRITON}
 # Weights widened to FP8, activations in FP8. cuBLASLt multiplies.
@@ -104,15 +106,16 @@ _SM120 = {"paged_attention": "triton:sm120"}
 
 
 def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
-    """The ops with what multiplies NVFP4 by NVFP4 on a chip."""
-    return MappingProxyType({**ops, "nvfp4_linear": implementation})
+    """The ops with what multiplies NVFP4 by NVFP4 on a chip that does so in its tensor cores."""
+    linears = dict.fromkeys(("nvfp4_linear", "nvfp4_linear_swizzled"), implementation)
+    return MappingProxyType({**ops, **linears, "swizzle_scales": TORCH})
 
 
 CPU = Target("cpu", "cpu", "w4a4-emulated", MappingProxyType(dict.fromkeys(DIALECT, REFERENCE)))
 TARGETS = (
     CPU,
     Target("sm_90a", "cuda", "w4a8", MappingProxyType(_W4A8)),
-    Target("sm_90a", "cuda", "w4a4-emulated", _linear(_NVFP4, "triton:dequant")),
+    Target("sm_90a", "cuda", "w4a4-emulated", MappingProxyType(_EMULATED)),
     Target("sm_90a", "cuda", "w4a16", MappingProxyType(_W4A16)),
     Target("sm_100a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
     Target("sm_103a", "cuda", "w4a4", _linear(_NVFP4, "triton")),

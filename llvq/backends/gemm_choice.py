@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Choice:
-    """The implementation of llvq.nvfp4_linear for up to `rows` rows of one weight's shape."""
+    """The implementation of a linear in NVFP4 for up to `rows` rows of one weight's shape."""
 
     chip: str
     rows: int

@@ -18,7 +18,13 @@ from llvq.runtime.bind import op_of
 from llvq.runtime.executable import CompiledStage
 
 # Ops that multiply by a quantized weight. The weight is the first matrix whose rows they return.
-QUANTIZED = ("nvfp4_linear", "nvfp4_linear_lowrank", "nvfp4_linear_w4a16", "fp8_linear")
+QUANTIZED = (
+    "nvfp4_linear",
+    "nvfp4_linear_lowrank",
+    "nvfp4_linear_swizzled",
+    "nvfp4_linear_w4a16",
+    "fp8_linear",
+)
 REPEATS = 20
 # As many inputs take turns, so that the caches of a GPU do not hold the next one.
 COPIES = 4

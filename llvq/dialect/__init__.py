@@ -32,6 +32,7 @@ from llvq.dialect.nvfp4_ops import (
     quantize,
 )
 from llvq.dialect.registry import BF16_ROUNDING, DIALECT, EXACT, Op, Tolerance, known_ops
+from llvq.dialect.swizzled_ops import nvfp4_linear_swizzled, swizzle_scales
 from llvq.dialect.w4a16_ops import nvfp4_linear_w4a16
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "norm_modulate_quantize_fp8",
     "nvfp4_linear",
     "nvfp4_linear_lowrank",
+    "nvfp4_linear_swizzled",
     "nvfp4_linear_w4a16",
     "paged_attention",
     "paged_attention_fp8",
@@ -67,6 +69,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_rope",
     "rope",
+    "swizzle_scales",
     "widen",
     "write_kept",
     "write_page",

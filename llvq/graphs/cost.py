@@ -16,6 +16,7 @@ LINEARS = {
     "llvq.fp8_linear.default": 1,
     "llvq.nvfp4_linear.default": 2,
     "llvq.nvfp4_linear_lowrank.default": 2,
+    "llvq.nvfp4_linear_swizzled.default": 2,
     "llvq.nvfp4_linear_w4a16.default": 1,
 }
 CONVOLUTIONS = ("aten.conv2d.default", "aten.conv3d.default")

@@ -15,6 +15,9 @@ from llvq.errors import TargetError
 from llvq.passes.books import Book
 from llvq.program import provenance, where
 
+# Ops whose implementation is chosen by shape.
+GEMMS = ("nvfp4_linear", "nvfp4_linear_swizzled")
+
 
 def lower(graphs: Mapping[str, GraphModule], target: Target) -> Book:
     """Choose implementations; TargetError where the target has none."""
@@ -54,7 +57,7 @@ def _choose(node: Node, target: Target) -> None:
         )
     given = dict(zip((argument.name for argument in schema.arguments), node.args, strict=False))
     chosen = target.implementation(name, {**given, **node.kwargs}.get("kv_format"))
-    if name == "nvfp4_linear":
+    if name in GEMMS:
         x, w = (given[key].meta["val"].shape for key in ("x_codes", "w_codes"))
         chosen = choose_gemm(target.chip, prod(x[:-1]), w[0], 2 * w[1], chosen)
     if name == "paged_attention_quantize_fp8" and chosen == TRITON:

@@ -1,11 +1,12 @@
 """lowering: a staged program becomes what a target's numerics compute, before kernels are chosen.
 
 A program says W4A4: NVFP4 on both sides of every quantized linear, attention in the dtype of the
-model. `w4a4` and `w4a4-emulated` run it as it is. The others rewrite its stages here, on export:
-weights, inputs, outputs and the level stay what they are. `w4a8` multiplies in FP8, linears and
-attention, and its activations have a scale per token, so that static scales from a calibration play
-no part in it; smoothing stays. `w4a16` leaves activations in the dtype of the model. A site that
-is left over is an error, which no recipe can accept: nothing would run it.
+model. `w4a4-emulated` runs it as it is. The others rewrite its stages here, on export: weights,
+inputs, outputs and the level stay what they are. `w4a4` has scales of weights swizzled at load.
+`w4a8` multiplies in FP8, linears and attention, and its activations have a scale per token, so that
+static scales from a calibration play no part in it; smoothing stays. `w4a16` leaves activations in
+the dtype of the model. A site that is left over is an error, which no recipe can accept: nothing
+would run it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
 from llvq.passes.manager import Pass, Report, measure, report
 from llvq.passes.rules import Context
 from llvq.passes.spec import verify_graph
+from llvq.passes.swizzle_weights import swizzle_weights
 from llvq.program import Level, Program
 from llvq.recipe import Recipe
 
 LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
     {
-        "w4a4": (),
+        "w4a4": (Pass(swizzle_weights, Level.STAGED, "exact"),),
         "w4a4-emulated": (),
         "w4a8": (
             Pass(activations_to_fp8, Level.STAGED, "rounds"),

@@ -7,12 +7,14 @@ import pytest
 from llvq.backends.base import NUMERICS_OF_TARGET, find_target
 from llvq.backends.gemm_choice import Choice, choices, choose_gemm
 from llvq.backends.implementations import find_implementation
+from llvq.passes.lower import GEMMS
 
 
 @pytest.mark.parametrize("choice", choices())
 def test_a_choice_names_a_target_and_an_implementation(choice: Choice) -> None:
     assert choice.chip in NUMERICS_OF_TARGET
-    assert find_implementation(choice.implementation, "nvfp4_linear")
+    for op in GEMMS:
+        assert find_implementation(choice.implementation, op)
 
 
 def test_no_shape_is_chosen_for_twice() -> None:
@@ -22,7 +24,7 @@ def test_no_shape_is_chosen_for_twice() -> None:
 
 def test_nothing_was_measured_so_every_choice_is_that_of_its_target() -> None:
     for c in choices():
-        assert c.implementation == find_target(c.chip).implementation("nvfp4_linear")
+        assert {find_target(c.chip).implementation(op) for op in GEMMS} == {c.implementation}
 
 
 def test_the_first_choice_that_covers_the_rows_is_taken() -> None:

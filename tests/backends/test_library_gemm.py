@@ -13,7 +13,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from llvq.backends.library_gemm import RECIPE, SWIZZLE, nvfp4_linear_library
-from llvq.dialect import nvfp4_linear
+from llvq.dialect import DIALECT, nvfp4_linear
+from llvq.errors import TargetError
 from llvq.formats import nvfp4
 from tests.backends.triton.interpreter import Interpreted
 
@@ -73,6 +74,29 @@ def test_torch_takes_the_call(
         fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in args]
         found = nvfp4_linear_library(lambda *_, **__: None, *fakes)
     assert found.shape == (*lead, sum(segments)) and found.dtype == BF16
+
+
+def swizzled(args: Any) -> Any:
+    """The same operands, the scales of the weight in atoms."""
+    return (*args[:4], DIALECT["swizzle_scales"].reference(args[4]), *args[5:])
+
+
+@pytest.mark.parametrize("segments", [(48,), (128, 256, 16)])
+def test_a_weight_that_was_swizzled_at_load_gives_the_same_bytes(segments: tuple[int, ...]) -> None:
+    args = operands((2, 5), segments, 80, True)
+    held = swizzled(args)
+    with patch.object(F, "scaled_mm", stand_in):
+        found, wanted = (nvfp4_linear_library(Interpreted(), *each) for each in (held, args))
+    assert torch.equal(found, wanted)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) if isinstance(x, Tensor) else x for x in held]
+        nvfp4_linear_library(lambda *_, **__: None, *fakes)
+
+
+def test_swizzled_scales_are_not_cut_within_an_atom() -> None:
+    args = swizzled(operands((5,), (112, 32), 80, False))
+    with pytest.raises(TargetError, match="128 rows share an atom"):
+        nvfp4_linear_library(Interpreted(), *args)
 
 
 def test_torch_refuses_a_call_with_other_scales() -> None:

@@ -46,6 +46,7 @@ OPS: dict[str, Callable[..., Any]] = {
     **{op: AsCustomOp(op) for op in DIALECT},
     "nvfp4_linear:dequant": AsCustomOp("nvfp4_linear"),
     "nvfp4_linear:sm120": AsCustomOp("nvfp4_linear"),
+    "nvfp4_linear_swizzled:sm120": AsCustomOp("nvfp4_linear_swizzled"),
     "paged_attention:sm120": AsCustomOp("paged_attention"),
     "gate_residual": gate_residual,
 }

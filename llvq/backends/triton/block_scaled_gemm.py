@@ -1,7 +1,7 @@
 """The W4A4 linear on tensor cores that multiply NVFP4: sm_100a, sm_103a and sm_120a.
 
 Both operands stay in four bits up to the instruction. Their scales lie in the 128x4 atoms that it
-reads: those of x are brought there by each call, those of a weight once, by whoever loads it.
+reads: those of x are brought there by each call, those of a weight once, when it is loaded.
 
 Shape legend: M rows of x, N features, K the reduction dim; an atom is 128 rows x 4 scales.
 """
@@ -48,7 +48,7 @@ def nvfp4_linear(
     segments: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """llvq.nvfp4_linear on sm_100a and sm_103a. Scales are linear, or flat in atoms."""
+    """llvq.nvfp4_linear and llvq.nvfp4_linear_swizzled on sm_100a and sm_103a."""
     rows, features = prod(x_codes.shape[:-1]), w_codes.shape[0]
     tile = WIDE if WIDE.count(rows, features) >= SMS else NARROW
     x, w = (x_codes, x_scales, x_global), (w_codes, w_scales, w_global)
@@ -67,15 +67,15 @@ def nvfp4_linear_sm120(
     segments: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    """llvq.nvfp4_linear on sm_120a, which has less shared memory and keeps sums in registers."""
+    """The same on sm_120a, which has less shared memory and keeps sums in registers."""
     x, w = (x_codes, x_scales, x_global), (w_codes, w_scales, w_global)
     return _linear(launch, x, w, bias, segments, dtype, SM120)
 
 
 def swizzle_scales(launch: Launcher, scales: Tensor) -> Tensor:
-    """Linear scales [..., K/16] in 128x4 atoms, flat and padded with zeros; flat ones as they are.
+    """Linear scales [..., K/16] in 128x4 atoms, flat and padded with zeros.
 
-    For a weight, call it once: the linears above take what it returns in place of the scales.
+    Flat ones are returned as they are: those of a weight that was swizzled at load.
     """
     if scales.ndim == 1:
         return scales

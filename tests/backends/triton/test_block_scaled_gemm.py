@@ -15,7 +15,9 @@ from llvq.backends.triton.block_scaled_gemm import (
     swizzle_scales,
 )
 from llvq.backends.triton.build import SHARED_MEMORY
+from llvq.dialect import DIALECT
 from llvq.dialect import nvfp4_linear as op
+from llvq.dialect import nvfp4_linear_swizzled as swizzled
 from llvq.formats import nvfp4
 from tests.backends.triton.compiled import compiled, meta
 
@@ -91,29 +93,39 @@ def test_scales_are_swizzled_as_the_format_says(
 
 
 @ON_BLACKWELL
-def test_a_weight_that_was_swizzled_once_gives_the_same_bytes(launch: Any, randn: Any) -> None:
-    x = nvfp4.quantize(randn(3, 80))
-    codes, scales, g = stacked(randn, (20, 9), 80)
-    found = [nvfp4_linear(launch, *x, codes, held, g, None, [20, 9], BF16)
-             for held in (scales, swizzle_scales(launch, scales))]  # fmt: skip
-    assert torch.equal(*found)
+@pytest.mark.parametrize("wrapper", [nvfp4_linear, nvfp4_linear_sm120])
+@pytest.mark.parametrize(("segments", "features"), [((20, 9), 80), ((130,), 272)])
+def test_a_weight_that_was_swizzled_once_gives_the_same_bytes(
+    launch: Any, randn: Any, wrapper: Any, segments: tuple[int, ...], features: int
+) -> None:
+    """The swizzle is the one of the dialect, which a loader runs."""
+    x = nvfp4.quantize(randn(3, features))
+    codes, scales, g = stacked(randn, segments, features)
+    rest = (g, randn(sum(segments), dtype=BF16), list(segments), BF16)
+    atoms = DIALECT["swizzle_scales"].reference(scales)
+    found = wrapper(launch, *x, codes, atoms, *rest)
+    require_close(found, swizzled.reference(*x, codes, atoms, *rest), segments)
+    assert torch.equal(found, wrapper(launch, *x, codes, scales, *rest))
 
 
 SHAPES = [(9216, 3072, 3), (3072, 3072, 1), (14336, 3072, 1), (3072, 14336, 1)]
 NARROW = (512, 6144, 3072, 2)
 
 
+@pytest.mark.parametrize("at_load", [True, False], ids=["swizzled", "linear"])
 @pytest.mark.parametrize("chip", WRAPPERS)
 @pytest.mark.parametrize(
     ("tokens", "features", "reduction", "parts"), [*((7040, *shape) for shape in SHAPES), NARROW]
 )
 def test_it_multiplies_in_four_bits_and_spills_nothing(
-    chip: str, tokens: int, features: int, reduction: int, parts: int
+    chip: str, tokens: int, features: int, reduction: int, parts: int, at_load: bool
 ) -> None:
+    """A weight that was swizzled at load leaves one swizzle to a call: that of x."""
     x = (meta(1, tokens, reduction // 2, dtype=torch.uint8),
          meta(1, tokens, reduction // 16, dtype=FP8), meta(dtype=FP32))  # fmt: skip
+    w_scales = (features * reduction // 16,) if at_load else (features, reduction // 16)
     w = (meta(features, reduction // 2, dtype=torch.uint8),
-         meta(features, reduction // 16, dtype=FP8), meta(parts, dtype=FP32))  # fmt: skip
+         meta(*w_scales, dtype=FP8), meta(parts, dtype=FP32))  # fmt: skip
     segments = [features // parts] * parts
     made = compiled(chip, WRAPPERS[chip], *x, *w, meta(features), segments, BF16)
     assert [kernel.resources.spilled for kernel in made] == [0] * len(made)
