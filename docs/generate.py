@@ -25,7 +25,7 @@ from llvq.passes import PIPELINE, Pass, lowering
 from llvq.passes.spec import SPECS
 from llvq.pattern import Call, Either, describe
 from llvq.program import Level
-from llvq.recipe import DTYPES, NVFP4
+from llvq.recipe import DTYPES, NVFP4, QK_FORMATS
 from llvq.runtime.pages import KEEPABLE
 
 DOCS = Path(__file__).parent
@@ -49,6 +49,7 @@ KEYS: dict[str, tuple[str, str]] = {
         "Chunks that are attended in `dtype` all the same; `newest` is the chunk before.",
         "",
     ),
+    "kv.qk": ("What Q and K are multiplied in; `nvfp4` is for Blackwell, and not studied.", ""),
     "decode.latents_per_call": (
         "Latent frames that one call of the VAE decodes; more are faster and need more memory.",
         "divisors of the frames per chunk",
@@ -61,6 +62,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "linear.activation_rule": BLOCK_RULES,
     "kv.format": tuple(KV_FORMATS),
     "kv.keep": KEEPABLE,
+    "kv.qk": QK_FORMATS,
 }
 
 INTRO = """# Passes, laws and ops

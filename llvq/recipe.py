@@ -20,6 +20,7 @@ from llvq.formats.nvfp4 import BLOCK_RULES
 from llvq.runtime.pages import KEEPABLE
 
 DTYPES = ("bfloat16", "float32")
+QK_FORMATS = ("none", "nvfp4")
 
 # LongLive-2.0 keeps its six outer linears in bf16; VAE and text encoder are not denoiser layers.
 OUTER_LINEARS = (
@@ -47,11 +48,13 @@ class LinearRecipe:
 class KvRecipe:
     """How pages of the KV cache are held: a format, or none (the model's dtype).
 
-    `keep` names chunks that are attended in the model's dtype all the same.
+    `keep` names chunks that are attended in the model's dtype all the same. `qk` is what Q and K
+    are multiplied in: none (the model's dtype), or nvfp4, which multiplies pages as they are.
     """
 
     format: str = "nvfp4"
     keep: tuple[str, ...] = ()
+    qk: str = "none"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ class Recipe:
         _choose("linear.weight_rule", self.linear.weight_rule, BLOCK_RULES)
         _choose("linear.activation_rule", self.linear.activation_rule, BLOCK_RULES)
         _choose("kv.format", self.kv.format, tuple(KV_FORMATS))
+        _choose("kv.qk", self.kv.qk, QK_FORMATS)
         _check_keep(self.kv)
+        _check_qk(self.kv)
         for glob in self.linear.because:
             if glob not in self.linear.exclude:
                 raise unknown("glob of linear.exclude", glob, list(self.linear.exclude))
@@ -172,6 +177,23 @@ def _check_keep(kv: KvRecipe) -> None:
             f"kv.keep = {list(kv.keep)} keeps nothing",
             because='pages of kv.format = "none" are in the dtype of the model already',
             fix="leave out kv.keep, or choose a format that rounds",
+        )
+
+
+def _check_qk(kv: KvRecipe) -> None:
+    if kv.qk == "none":
+        return
+    if kv.format != kv.qk:
+        raise RecipeError(
+            f"kv.qk = {kv.qk!r} cannot multiply pages of kv.format = {kv.format!r}",
+            because="tensor cores take the codes of K as pages hold them",
+            fix=f'set kv.format = "{kv.qk}", or leave out kv.qk',
+        )
+    if kv.keep:
+        raise RecipeError(
+            f"kv.qk = {kv.qk!r} multiplies nothing beside kv.keep = {list(kv.keep)}",
+            because="layers that keep chunks are attended in the dtype of the model as a whole",
+            fix="leave out kv.keep or kv.qk",
         )
 
 

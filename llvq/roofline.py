@@ -7,7 +7,7 @@ bytes over the bandwidth of the memory. Calls that are no matrix product count b
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -45,6 +45,8 @@ NVFP4_LINEARS = (
     "llvq.nvfp4_linear_lowrank.default",
     "llvq.nvfp4_linear_swizzled.default",
 )
+# Attention whose scores are in FP4; its weights and V are multiplied in bf16.
+SCORES_IN_FP4 = ("llvq.paged_attention_fp4",)
 PLAIN = "bf16"
 RATED = ("bfloat16", "float16")
 
@@ -122,7 +124,17 @@ def _calls(gm: GraphModule, numerics: str) -> Iterator[_Call]:
         if node.op == "call_function" and node not in folded:
             call = _call(node, values, numerics)
             if call.flop or call.nbytes:
-                yield call
+                yield from _products(call)
+
+
+def _products(call: _Call) -> Iterator[_Call]:
+    """A call, or each of its products where they compute in two dtypes; half of the FLOP each."""
+    if call.op in SCORES_IN_FP4:
+        half = replace(call, flop=call.flop // 2)
+        yield replace(half, computes_in="fp4", nbytes=0)
+        yield half
+    else:
+        yield call
 
 
 def _call(node: Node, values: Mapping[Node, Any], numerics: str) -> _Call:

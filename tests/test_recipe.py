@@ -162,3 +162,21 @@ def test_what_cannot_be_kept_is_refused() -> None:
         recipe_from_dict({"kv": {"format": "none", "keep": ["sink"]}})
     with pytest.raises(RecipeError, match="is 'sink'"):
         recipe_from_dict({"kv": {"keep": "sink"}})
+
+
+def test_scores_may_be_in_four_bits() -> None:
+    recipe = recipe_from_dict({"kv": {"qk": "nvfp4"}})
+    assert recipe.kv == KvRecipe("nvfp4", qk="nvfp4") and NVFP4.kv.qk == "none"
+    assert "did you mean 'nvfp4'?" in refused({"kv": {"qk": "nvfp"}})
+
+
+@pytest.mark.parametrize("kv_format", ["none", "fp8", "int4"])
+def test_scores_in_four_bits_need_pages_in_them(kv_format: str) -> None:
+    message = refused({"kv": {"qk": "nvfp4", "format": kv_format}})
+    assert f"cannot multiply pages of kv.format = '{kv_format}'" in message
+    assert 'set kv.format = "nvfp4"' in message
+
+
+def test_scores_in_four_bits_and_kept_chunks_exclude_each_other() -> None:
+    message = refused({"kv": {"qk": "nvfp4", "keep": ["sink"]}})
+    assert "multiplies nothing beside kv.keep = ['sink']" in message

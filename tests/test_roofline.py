@@ -8,9 +8,11 @@ import pytest
 
 from llvq.backends.base import NUMERICS_OF_TARGET
 from llvq.backends.chips import B200, H100_SXM
-from llvq.compiler import Compiled, Stage
+from llvq.compiler import Compiled, Stage, compile_model
 from llvq.graphs.cost import macs
+from llvq.models.config import ModelConfig
 from llvq.plan import plan_compiled
+from llvq.recipe import KvRecipe, Recipe
 from llvq.roofline import LABEL, OpEstimate, Roofline, roofline
 
 CASES = [(t, n) for t, all_of_it in NUMERICS_OF_TARGET.items() for n in all_of_it if t != "cpu"]
@@ -128,3 +130,17 @@ def test_views_are_free(compiled_nvfp4: Compiled) -> None:
     found = roofline(stages, facts, compiled_nvfp4.recipe, "sm_100a", "w4a4")
     assert found is not None
     assert not {"operator.getitem", "aten.split_with_sizes"} & ops_of(found).keys()
+
+
+def test_attention_with_scores_in_fp4_is_two_products(tiny_config: ModelConfig) -> None:
+    """Half of the FLOP each, and together no slower than all of it in bf16."""
+    rows = {}
+    for qk in ("none", "nvfp4"):
+        compiled = compile_model(tiny_config, Recipe(kv=KvRecipe(qk=qk)))
+        (estimate,) = made(compiled, "sm_100a", "w4a4").estimates
+        rows[qk] = [row for row in estimate.ops if "paged_attention" in row.op]
+    (plain,), halves = rows["none"], rows["nvfp4"]
+    assert {row.op for row in halves} == {"llvq.paged_attention_fp4"}
+    assert {row.computes_in for row in halves} == {"fp4", "bf16"}
+    assert {row.flop for row in halves} == {plain.flop // 2}
+    assert sum(row.nbytes for row in halves) == plain.nbytes

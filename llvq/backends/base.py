@@ -82,6 +82,8 @@ _NVFP4 = _ON_GPU | {
 }
 # The same, multiplied in bf16.
 _EMULATED = _NVFP4 | {"nvfp4_linear": "triton:dequant"}
+# The same with what only tensor cores that multiply it can run.
+_W4A4 = _NVFP4 | {"paged_attention_fp4": TRITON}
 # Weights in NVFP4, activations as they are.
 _W4A16 = _ON_GPU | {"dequantize": TRITON, "nvfp4_linear_w4a16": TRITON}
 # Weights widened to FP8, activations in FP8. cuBLASLt multiplies.
@@ -102,7 +104,7 @@ _W4A8 = _ON_GPU | {
     "widen": TORCH,
 }
 # Less shared memory, and sums in registers: other tiles.
-_SM120 = {"paged_attention": "triton:sm120"}
+_SM120 = dict.fromkeys(("paged_attention", "paged_attention_fp4"), "triton:sm120")
 
 
 def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
@@ -117,9 +119,9 @@ TARGETS = (
     Target("sm_90a", "cuda", "w4a8", MappingProxyType(_W4A8)),
     Target("sm_90a", "cuda", "w4a4-emulated", MappingProxyType(_EMULATED)),
     Target("sm_90a", "cuda", "w4a16", MappingProxyType(_W4A16)),
-    Target("sm_100a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
-    Target("sm_103a", "cuda", "w4a4", _linear(_NVFP4, "triton")),
-    Target("sm_120a", "cuda", "w4a4", _linear(_NVFP4 | _SM120, "triton:sm120")),
+    Target("sm_100a", "cuda", "w4a4", _linear(_W4A4, "triton")),
+    Target("sm_103a", "cuda", "w4a4", _linear(_W4A4, "triton")),
+    Target("sm_120a", "cuda", "w4a4", _linear(_W4A4 | _SM120, "triton:sm120")),
 )
 # How each target computes; the first is its default.
 NUMERICS_OF_TARGET = {

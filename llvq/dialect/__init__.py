@@ -1,6 +1,7 @@
 """The llvq dialect: every op the compiler raises to, fuses into, and the runtime executes."""
 
 from llvq.dialect.cache_ops import paged_attention, paged_attention_kept, write_kept, write_page
+from llvq.dialect.fp4_attention_ops import paged_attention_fp4
 from llvq.dialect.fp8_attention_ops import (
     attention_fp8,
     attention_quantize_fp8,
@@ -60,6 +61,7 @@ __all__ = [
     "nvfp4_linear_swizzled",
     "nvfp4_linear_w4a16",
     "paged_attention",
+    "paged_attention_fp4",
     "paged_attention_fp8",
     "paged_attention_kept",
     "paged_attention_quantize_fp8",

@@ -2,11 +2,11 @@
 
 A program says W4A4: NVFP4 on both sides of every quantized linear, attention in the dtype of the
 model. `w4a4-emulated` runs it as it is. The others rewrite its stages here, on export: weights,
-inputs, outputs and the level stay what they are. `w4a4` has scales of weights swizzled at load.
-`w4a8` multiplies in FP8, linears and attention, and its activations have a scale per token, so that
-static scales from a calibration play no part in it; smoothing stays. `w4a16` leaves activations in
-the dtype of the model. A site that is left over is an error, which no recipe can accept: nothing
-would run it.
+inputs, outputs and the level stay what they are. `w4a4` has scales of weights swizzled at load, and
+multiplies Q with K in NVFP4 where the recipe says so. `w4a8` multiplies in FP8, linears and
+attention, and its activations have a scale per token, so that static scales from a calibration play
+no part in it; smoothing stays. `w4a16` leaves activations in the dtype of the model. A site that is
+left over is an error, which no recipe can accept: nothing would run it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
 from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
 from llvq.passes.manager import Pass, Report, measure, report
 from llvq.passes.rules import Context
+from llvq.passes.scores_in_fp4 import scores_in_fp4
 from llvq.passes.spec import verify_graph
 from llvq.passes.swizzle_weights import swizzle_weights
 from llvq.program import Level, Program
@@ -32,7 +33,10 @@ from llvq.recipe import Recipe
 
 LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
     {
-        "w4a4": (Pass(swizzle_weights, Level.STAGED, "exact"),),
+        "w4a4": (
+            Pass(swizzle_weights, Level.STAGED, "exact"),
+            Pass(scores_in_fp4, Level.STAGED, "rounds"),
+        ),
         "w4a4-emulated": (),
         "w4a8": (
             Pass(activations_to_fp8, Level.STAGED, "rounds"),
@@ -49,6 +53,7 @@ def lower_to_numerics(
     graphs: dict[str, GraphModule], numerics: str, recipe: Recipe
 ) -> list[Report]:
     """Rewrite the stages in place. Raises TargetError for what these numerics cannot do yet."""
+    _refuse_scores(recipe, numerics)
     program = Program(graphs, (), (), Level.STAGED)
     return [_run(program, Context(recipe), step, numerics) for step in LOWERINGS[numerics]]
 
@@ -60,6 +65,16 @@ def _run(program: Program, ctx: Context, step: Pass, numerics: str) -> Report:
     for name, gm in program.graphs.items():
         verify_graph(name, gm, step.reaches)
     return report(step, books, before, measure(program))
+
+
+def _refuse_scores(recipe: Recipe, numerics: str) -> None:
+    if recipe.kv.qk != "none" and numerics != "w4a4":
+        raise TargetError(
+            f"{numerics} cannot multiply Q with K in {recipe.kv.qk}",
+            because="only tensor cores that compute in w4a4 multiply codes of NVFP4",
+            fix="choose a target that computes in w4a4, or leave kv.qk out of the recipe and "
+            "quantize again",
+        )
 
 
 def _refuse_misses(step: Pass, books: Sequence[Book], numerics: str) -> None:

@@ -48,5 +48,6 @@ OPS: dict[str, Callable[..., Any]] = {
     "nvfp4_linear:sm120": AsCustomOp("nvfp4_linear"),
     "nvfp4_linear_swizzled:sm120": AsCustomOp("nvfp4_linear_swizzled"),
     "paged_attention:sm120": AsCustomOp("paged_attention"),
+    "paged_attention_fp4:sm120": AsCustomOp("paged_attention_fp4"),
     "gate_residual": gate_residual,
 }

@@ -14,8 +14,10 @@ from llvq.graphs.cost import macs, node_bytes
 from llvq.graphs.on_meta import run_on_meta
 from llvq.graphs.write import weight
 from llvq.passes import PIPELINE, Options, run
+from llvq.passes.rules import Context
+from llvq.passes.scores_in_fp4 import scores_in_fp4
 from llvq.program import Program
-from llvq.recipe import BF16, NVFP4
+from llvq.recipe import BF16, NVFP4, KvRecipe, Recipe
 
 
 class Convolutions(torch.nn.Module):
@@ -99,3 +101,14 @@ def known_facts() -> dict[str, LayerFacts]:
     return {
         n: LayerFacts(lora_down=f"{n}.lora_down", lora_up=f"{n}.lora_up", rank=4) for n in names
     }
+
+
+def test_scores_in_fp4_cost_what_attention_over_pages_does(program: Program) -> None:
+    recipe, costs = Recipe(kv=KvRecipe(qk="nvfp4")), []
+    run(program, recipe, PIPELINE, Options(stop_after="cache-attention"))
+    for step in (None, scores_in_fp4):
+        if step is not None:
+            step(program, Context(recipe))
+        moved = sum(bytes_of(program.graph).values())
+        costs.append((macs(program.graph), moved))
+    assert costs[0] == costs[1]

@@ -182,3 +182,23 @@ def test_errors_over_a_rollout_are_no_worse_than_those_of_w4a4(
     }
     assert 0 < error["w4a8"] < error["w4a4"] and 0 < error["w4a16"] < error["w4a4"]
     assert error["w4a4"] == error["w4a4-emulated"]
+
+
+FP4_SCORES = Recipe(kv=KvRecipe(qk="nvfp4"))
+
+
+def test_scores_in_fp4_are_for_w4a4_and_a_recipe_that_says_so(tiny_config: ModelConfig) -> None:
+    modules = stages_of(compile_model(tiny_config, FP4_SCORES))
+    reports = lower_to_numerics(modules, "w4a4", FP4_SCORES)
+    (book,) = next(report for report in reports if report.name == "scores-in-fp4").books
+    assert book.hits == book.sites >= 2
+    found = calls(modules, "denoise")
+    assert found["llvq.paged_attention_fp4"] == 2 and not found["llvq.paged_attention"]
+
+
+@pytest.mark.parametrize("numerics", sorted(LOWERINGS.keys() - {"w4a4"}))
+def test_scores_in_fp4_are_refused_elsewhere(numerics: str, tiny_config: ModelConfig) -> None:
+    modules = stages_of(compile_model(tiny_config, FP4_SCORES))
+    with pytest.raises(TargetError, match=f"{numerics} cannot multiply Q with K in nvfp4") as found:
+        lower_to_numerics(modules, numerics, FP4_SCORES)
+    assert "leave kv.qk out of the recipe" in str(found.value)

@@ -25,6 +25,7 @@ from llvq.backends.triton.gate_residual import gate_residual
 from llvq.backends.triton.gelu import gelu_quantize
 from llvq.backends.triton.norm import norm_modulate, norm_modulate_quantize, rms_norm
 from llvq.backends.triton.paged_attention import paged_attention, paged_attention_sm120
+from llvq.backends.triton.paged_attention_fp4 import paged_attention_fp4, paged_attention_fp4_sm120
 from llvq.backends.triton.pages import write_kept, write_page
 from llvq.backends.triton.quantize import dequantize, quantize
 from llvq.backends.triton.rope import rms_norm_rope, rope
@@ -51,6 +52,8 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "nvfp4_linear_w4a16": nvfp4_linear_w4a16,
     "paged_attention": paged_attention,
     "paged_attention:sm120": paged_attention_sm120,
+    "paged_attention_fp4": paged_attention_fp4,
+    "paged_attention_fp4:sm120": paged_attention_fp4_sm120,
     "paged_attention_fp8": paged_attention_fp8,
     "paged_attention_quantize_fp8": paged_attention_quantize_fp8,
     "paged_attention_quantize_fp8:cudnn": fp8_attention_cudnn.paged_attention_quantize_fp8,

@@ -89,8 +89,8 @@ def _attend(
     kv_format: str,
     tile: Tile,
 ) -> Tensor:
-    _require_kernel(qkv[0].dtype, kv_format)
-    q, k, v = (_rows_of_heads(t) for t in qkv)
+    require_kernel(qkv[0].dtype, kv_format)
+    q, k, v = (rows_of_heads(t) for t in qkv)
     _, tokens, heads, width = q.shape
     out = q.new_empty(q.shape)
     values, block_scales, page_scales = _parts(pages)
@@ -114,7 +114,7 @@ def _attend(
     return out
 
 
-def _require_kernel(dtype: torch.dtype, kv_format: str) -> None:
+def require_kernel(dtype: torch.dtype, kv_format: str) -> None:
     if kv_format not in FORMATS:
         raise TargetError(
             f"there is no attention kernel for pages in {kv_format}",
@@ -129,7 +129,7 @@ def _require_kernel(dtype: torch.dtype, kv_format: str) -> None:
         )
 
 
-def _rows_of_heads(x: Tensor) -> Tensor:
+def rows_of_heads(x: Tensor) -> Tensor:
     """x [1, N, H, D] with its heads side by side; tokens may be apart, as in a joint projection."""
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
@@ -199,8 +199,9 @@ def attend_window(
             v_tile = load_page(
                 values, block_scales, v_page, key, head, N, H, FORMAT, WIDTH, PADDED, ALL_WHOLE
             )
+            scores = tl.dot(q_tile, k_tile.T)
             acc, most, total = attend(
-                acc, most, total, q_tile, k_tile, v_tile, scale * k_unit, key, N, ALL_WHOLE
+                acc, most, total, scores, v_tile, scale * k_unit, key, N, ALL_WHOLE
             )
     acc *= unit
     for start in tl.range(0, N, KEYS, num_stages=STAGES):
@@ -209,9 +210,8 @@ def attend_window(
         if cos is not None:
             k_tile = rotated(k_tile, cos, sin, (chunks - 1) * N, key, N, WIDTH, PADDED)
         v_tile = load_rows(v + head * WIDTH, key, v_stride, N, WIDTH, PADDED, ALL_WHOLE)
-        acc, most, total = attend(
-            acc, most, total, q_tile, k_tile, v_tile, scale, key, N, ALL_WHOLE
-        )
+        scores = tl.dot(q_tile, k_tile.T)
+        acc, most, total = attend(acc, most, total, scores, v_tile, scale, key, N, ALL_WHOLE)
     column = tl.arange(0, PADDED)
     to = (query.to(tl.int64) * H + head)[:, None] * WIDTH + column[None, :]
     inside = (query < N)[:, None] & (column < WIDTH)[None, :]
@@ -219,9 +219,8 @@ def attend_window(
 
 
 @triton.jit
-def attend(acc, most, total, q, k, v, scale, key, N, ALL_WHOLE: tl.constexpr):
+def attend(acc, most, total, scores, v, scale, key, N, ALL_WHOLE: tl.constexpr):
     """One step of the online softmax: `most` is in units of log2, after the scale."""
-    scores = tl.dot(q, k.T)
     if not ALL_WHOLE:
         scores = tl.where((key < N)[None, :], scores, float("-inf"))
     now = tl.maximum(most, tl.max(scores, 1) * scale)
@@ -249,28 +248,29 @@ def load_page(
     """Rows of one head of a page as bf16 [KEYS, PADDED], without the scale of the page."""
     first = page.to(tl.int64) * N * H + head
     if FORMAT == "nvfp4":
-        codes = load_rows(
-            values + first * (WIDTH // 2),
-            key,
-            H * (WIDTH // 2),
-            N,
-            WIDTH // 2,
-            PADDED // 2,
-            ALL_WHOLE,
-        )
-        scales = load_rows(
-            block_scales + first * (WIDTH // 16),
-            key,
-            H * (WIDTH // 16),
-            N,
-            WIDTH // 16,
-            PADDED // 16,
-            ALL_WHOLE,
-        )
+        codes = load_head(values, first, key, N, H, 2, WIDTH, PADDED, ALL_WHOLE)
+        scales = load_head(block_scales, first, key, N, H, 16, WIDTH, PADDED, ALL_WHOLE)
         return decode_nvfp4(codes, scales, key.shape[0], PADDED)
     else:
-        rows = load_rows(values + first * WIDTH, key, H * WIDTH, N, WIDTH, PADDED, ALL_WHOLE)
+        rows = load_head(values, first, key, N, H, 1, WIDTH, PADDED, ALL_WHOLE)
         return rows.to(tl.bfloat16)
+
+
+@triton.jit
+def load_head(
+    base,
+    first,
+    row,
+    N,
+    H,
+    SHARE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    ALL_WHOLE: tl.constexpr,
+):
+    """Rows [rows, PADDED / SHARE] of a head: SHARE channels an element, row 0 is `first` of all."""
+    start, stride = base + first * (WIDTH // SHARE), H * (WIDTH // SHARE)
+    return load_rows(start, row, stride, N, WIDTH // SHARE, PADDED // SHARE, ALL_WHOLE)
 
 
 @triton.jit

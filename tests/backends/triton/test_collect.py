@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 
 from llvq.backends import implementations
-from llvq.backends.base import TARGETS, Target
+from llvq.backends.base import TARGETS, Target, find_target
 from llvq.backends.triton.collect import Launches, collect
-from llvq.compiler import Compiled
+from llvq.compiler import Compiled, compile_model
 from llvq.dialect import DIALECT
 from llvq.errors import TargetError
+from llvq.models.config import ModelConfig
 from llvq.passes.lower import implementations_of, lower
 from llvq.passes.lowering import lower_to_numerics
+from llvq.recipe import KvRecipe, Recipe
 from llvq.runtime.contract import InputSpec
 from tests.backends import toy_ops
 
@@ -145,3 +147,17 @@ def test_a_whole_model_is_launched_by_what_its_target_names(
     named = {op for op in implementations_of(gms) if "attention" in op or "linear" in op}
     launched = {f"llvq.{call.op}.default" for call in found.calls}
     assert named <= launched and len(found.kernels) > 8
+
+
+@pytest.mark.parametrize("name", ["sm_100a", "sm_103a", "sm_120a"])
+def test_scores_in_fp4_are_launched_where_the_recipe_asks(
+    name: str, tiny_config: ModelConfig
+) -> None:
+    recipe, target = Recipe(kv=KvRecipe(qk="nvfp4")), find_target(name)
+    stages = compile_model(tiny_config, recipe).stages
+    gms = {name: stage.graph for name, stage in stages.items()}
+    lower_to_numerics(gms, target.numerics, recipe)
+    lower(gms, target)
+    found = collect(gms, {name: stage.inputs for name, stage in stages.items()})
+    assert "llvq.paged_attention_fp4.default" in {f"llvq.{call.op}.default" for call in found.calls}
+    assert any(kernel.kernel == "attend_codes" for kernel in found.kernels)
