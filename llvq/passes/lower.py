@@ -63,5 +63,5 @@ def _choose(node: Node, target: Target) -> None:
     if name == "paged_attention_quantize_fp8" and chosen == TRITON:
         _, tokens, _, dim = given["q"].meta["val"].shape
         chosen = choose_attention(target.chip, tokens, dim, chosen)
-    custom = node.meta.setdefault("custom", {})
-    custom["llvq"] = {**custom.get("llvq", {}), "impl": chosen}
+    custom = node.meta.get("custom", {})  # which copies of a graph share
+    node.meta["custom"] = {**custom, "llvq": {**custom.get("llvq", {}), "impl": chosen}}
