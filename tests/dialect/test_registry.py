@@ -26,7 +26,7 @@ def test_an_op_is_exported_by_name(op: Op) -> None:
 
 @OPS
 def test_a_tolerance_is_a_small_number(op: Op) -> None:
-    # A code of E4M3 that rounds the other way moves a value by an eighth, and weights by a sixteenth.
+    # A code of E4M3 that rounds the other way moves a value by an eighth, a weight by a sixteenth.
     assert 0 <= op.tolerance.relative < 0.2
 
 
