@@ -25,7 +25,8 @@ def test_every_product_has_a_table_under_the_label(
     print_roofline(made)
     text = capsys.readouterr().out
     assert all(assumption in text for assumption in ASSUMPTIONS)
-    assert "llvq.nvfp4_linear            fp4" in text
+    rows = [line.split()[:2] for line in text.splitlines()]
+    assert ["llvq.nvfp4_linear_swizzled", "fp4"] in rows
     for name in ("RTX PRO 6000 Blackwell", "GeForce RTX 5090"):
         assert f"{name}, {LABEL}" in text
     assert "fp4 2015.2 TFLOP/s, 1.792 TB/s   (NVIDIA" in text
