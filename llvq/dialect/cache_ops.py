@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llvq.dialect.model_ops import attention, rope
-from llvq.dialect.registry import ATTENTION_ROUNDING, EXACT, op
+from llvq.dialect.registry import ATTENTION_ROUNDING, EXACT, like_attended, op
 from llvq.formats.kv import KV_FORMATS
 from llvq.formats.kv_slots import load, store
 
@@ -32,22 +32,7 @@ def write_page(
         KV_FORMATS[kv_format].write(pages, layer, which, slot, chunk[0])
 
 
-def _paged_attention_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Sequence[Tensor],
-    table: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float | None,
-    layer: int,
-    kv_format: str,
-) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
-@op(fake=_paged_attention_fake, tolerance=ATTENTION_ROUNDING)
+@op(fake=like_attended, tolerance=ATTENTION_ROUNDING)
 def paged_attention(
     q: Tensor,
     k: Tensor,
@@ -88,23 +73,7 @@ def write_kept(kept: Tensor, k: Tensor, v: Tensor, slot: Tensor, layer: int) -> 
         store(page, first, value[0])
 
 
-def _paged_attention_kept_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Sequence[Tensor],
-    table: Tensor,
-    kept: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float | None,
-    layer: int,
-    kv_format: str,
-) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
-@op(fake=_paged_attention_kept_fake, tolerance=ATTENTION_ROUNDING)
+@op(fake=like_attended, tolerance=ATTENTION_ROUNDING)
 def paged_attention_kept(
     q: Tensor,
     k: Tensor,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from llvq.dialect.registry import ATTENTION_ROUNDING, op
+from llvq.dialect.registry import ATTENTION_ROUNDING, like_attended, op
 from llvq.formats import nvfp4
 from llvq.formats.kv import KV_FORMATS
 
@@ -20,21 +20,9 @@ KV_FORMAT = "nvfp4"
 BLOCK_RULE = "max"
 
 
-def _paged_attention_fp4_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Sequence[Tensor],
-    table: Tensor,
-    scale: float | None,
-    layer: int,
-) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
 # A product of two codes and a block's sum of them are exact in fp32, and codes are the same
 # everywhere. What differs is what differs in `attention`: sums of blocks, and weights in bf16.
-@op(fake=_paged_attention_fp4_fake, tolerance=ATTENTION_ROUNDING)
+@op(fake=like_attended, tolerance=ATTENTION_ROUNDING)
 def paged_attention_fp4(
     q: Tensor,
     k: Tensor,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llvq.dialect.model_ops import rope
-from llvq.dialect.registry import Tolerance, op
+from llvq.dialect.registry import Tolerance, like_attended, op
 from llvq.formats import fp8
 from llvq.formats.kv import KV_FORMATS
 
@@ -27,23 +27,24 @@ WEIGHT_ROUNDING = Tolerance(2**-4)
 WEIGHT_ROUNDING_AND_STEP = Tolerance(2**-4 + 2**-3)
 
 
-def _attention_fp8_fake(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
-@op(fake=_attention_fp8_fake, tolerance=WEIGHT_ROUNDING)
+@op(fake=like_attended, tolerance=WEIGHT_ROUNDING)
 def attention_fp8(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Softmax attention in FP8: q [B, N, H, D], k and v [B, M, H, D]; the dtype of q."""
     return _attend(q, k, v, *_scales(k, v), scale).to(q.dtype)
 
 
-def _attention_quantize_fp8_fake(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+def _packed_like(
+    q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object
 ) -> tuple[Tensor, Tensor]:
-    return _packed_like(q, v)
+    """What the ops that end in `quantize_fp8` return."""
+    batch, tokens, heads = q.shape[:3]
+    return (
+        q.new_empty((batch, tokens, heads * v.shape[-1]), dtype=fp8.DTYPE),
+        q.new_empty((batch, tokens, 1), dtype=torch.float32),
+    )
 
 
-@op(fake=_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING_AND_STEP)
+@op(fake=_packed_like, tolerance=WEIGHT_ROUNDING_AND_STEP)
 def attention_quantize_fp8(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -57,35 +58,12 @@ def _scales(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return fp8.scale_of(k.abs().amax()), fp8.scale_of(v.abs().amax())
 
 
-def _packed_like(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    batch, tokens, heads = q.shape[:3]
-    return (
-        q.new_empty((batch, tokens, heads * v.shape[-1]), dtype=fp8.DTYPE),
-        q.new_empty((batch, tokens, 1), dtype=torch.float32),
-    )
-
-
 def _packed(out: Tensor, v_scale: Tensor) -> tuple[Tensor, Tensor]:
     values = fp8.encode(out, v_scale).flatten(2)
     return values, v_scale.expand(*out.shape[:2], 1).contiguous()
 
 
-def _paged_attention_fp8_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Sequence[Tensor],
-    table: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float | None,
-    layer: int,
-    kv_format: str,
-) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
-@op(fake=_paged_attention_fp8_fake, tolerance=WEIGHT_ROUNDING)
+@op(fake=like_attended, tolerance=WEIGHT_ROUNDING)
 def paged_attention_fp8(
     q: Tensor,
     k: Tensor,
@@ -111,22 +89,7 @@ def paged_attention_fp8(
     return _attend(q, window_k, window_v, k_scale, v_scale, scale).to(q.dtype)
 
 
-def _paged_attention_quantize_fp8_fake(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pages: Sequence[Tensor],
-    table: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    scale: float | None,
-    layer: int,
-    kv_format: str,
-) -> tuple[Tensor, Tensor]:
-    return _packed_like(q, v)
-
-
-@op(fake=_paged_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING_AND_STEP)
+@op(fake=_packed_like, tolerance=WEIGHT_ROUNDING_AND_STEP)
 def paged_attention_quantize_fp8(
     q: Tensor,
     k: Tensor,

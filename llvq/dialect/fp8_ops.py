@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llvq.dialect.model_ops import gate_residual, norm_modulate
 from llvq.dialect.nvfp4_ops import dequantize
-from llvq.dialect.registry import BF16_ROUNDING, EXACT, Tolerance, op
+from llvq.dialect.registry import BF16_ROUNDING, EXACT, Tolerance, op, require_same_k
 from llvq.formats import fp8
 
 # A norm that is summed in another order, or another tanh, may round to the neighbouring code: at
@@ -65,11 +65,7 @@ def _fp8_linear_fake(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    if x_values.shape[-1] != w_values.shape[-1]:
-        raise ValueError(
-            f"reduction dims differ: x has K = {x_values.shape[-1]}, "
-            f"the weight has K = {w_values.shape[-1]}"
-        )
+    require_same_k(x_values.shape[-1], w_values.shape[-1])
     return x_values.new_empty((*x_values.shape[:-1], w_values.shape[0]), dtype=dtype)
 
 

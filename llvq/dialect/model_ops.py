@@ -10,16 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llvq.dialect.registry import ATTENTION_ROUNDING, BF16_ROUNDING, like_first, op
+from llvq.dialect.registry import ATTENTION_ROUNDING, BF16_ROUNDING, like_attended, like_first, op
 
 
-def _attention_fake(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
-) -> Tensor:
-    return q.new_empty((*q.shape[:-1], v.shape[-1]))
-
-
-@op(fake=_attention_fake, tolerance=ATTENTION_ROUNDING)
+@op(fake=like_attended, tolerance=ATTENTION_ROUNDING)
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llvq.dialect.model_ops import norm_modulate
-from llvq.dialect.registry import BF16_ROUNDING, EXACT, op
+from llvq.dialect.registry import BF16_ROUNDING, EXACT, op, require_same_k
 from llvq.formats import nvfp4
 
 
@@ -70,11 +70,7 @@ def _nvfp4_linear_fake(
     segments: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    if x_codes.shape[-1] != w_codes.shape[-1]:
-        raise ValueError(
-            f"reduction dims differ: x has K = {2 * x_codes.shape[-1]}, "
-            f"the weight has K = {2 * w_codes.shape[-1]}"
-        )
+    require_same_k(2 * x_codes.shape[-1], 2 * w_codes.shape[-1])
     return x_codes.new_empty((*x_codes.shape[:-1], w_codes.shape[0]), dtype=dtype)
 
 

@@ -69,3 +69,14 @@ def known_ops() -> dict[str, str]:
 
 def like_first(x: Tensor, *_: object, **__: object) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def like_attended(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
+    """What attention of q [B, N, H, D] over v [B, M, H, D'] gives: [B, N, H, D'], like q."""
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
+
+
+def require_same_k(x: int, w: int) -> None:
+    """For fakes of linears. Raises ValueError: the reduction dims of x and of the weight differ."""
+    if x != w:
+        raise ValueError(f"reduction dims differ: x has K = {x}, the weight has K = {w}")

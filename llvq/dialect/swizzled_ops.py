@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llvq.dialect.nvfp4_ops import nvfp4_linear
-from llvq.dialect.registry import BF16_ROUNDING, EXACT, op
+from llvq.dialect.registry import BF16_ROUNDING, EXACT, op, require_same_k
 from llvq.formats import nvfp4
 
 
@@ -47,11 +47,7 @@ def _nvfp4_linear_swizzled_fake(
     dtype: torch.dtype,
 ) -> Tensor:
     features, half = w_codes.shape
-    if x_codes.shape[-1] != half:
-        raise ValueError(
-            f"reduction dims differ: x has K = {2 * x_codes.shape[-1]}, "
-            f"the weight has K = {2 * half}"
-        )
+    require_same_k(2 * x_codes.shape[-1], 2 * half)
     wanted = _size(features, half // 8)
     if w_scales.shape != (wanted,):
         raise ValueError(f"w_scales is {list(w_scales.shape)}, the atoms of w are [{wanted}]")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llvq.dialect.nvfp4_ops import dequantize
-from llvq.dialect.registry import BF16_ROUNDING, op
+from llvq.dialect.registry import BF16_ROUNDING, op, require_same_k
 
 
 def _nvfp4_linear_w4a16_fake(
@@ -24,11 +24,7 @@ def _nvfp4_linear_w4a16_fake(
     segments: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
-    if x.shape[-1] != 2 * w_codes.shape[-1]:
-        raise ValueError(
-            f"reduction dims differ: x has K = {x.shape[-1]}, "
-            f"the weight has K = {2 * w_codes.shape[-1]}"
-        )
+    require_same_k(x.shape[-1], 2 * w_codes.shape[-1])
     return x.new_empty((*x.shape[:-1], w_codes.shape[0]), dtype=dtype)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llvq.backends.triton.specialize import Argument, Constant, specialize
+from llvq.backends.triton.specialize import Argument, Constant, Specialization, specialize
 from llvq.errors import KernelError
 
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -38,7 +38,7 @@ class Kernels:
     """The binaries of a box, on one device, by name. A launcher (see `specialize.Launcher`)."""
 
     def __init__(self, loaded: Mapping[str, LoadedKernel], device: torch.device) -> None:
-        self.loaded, self.device = loaded, device
+        self.loaded, self.device = dict(loaded), device
 
     def __call__(
         self,
@@ -51,13 +51,18 @@ class Kernels:
         **constants: Constant,
     ) -> None:
         wanted = specialize(kernel, args, constants, warps=warps, stages=stages, exact=exact)
-        if wanted.name not in self.loaded:
-            raise KernelError(
-                f"there is no kernel {wanted.name}",
-                because=f"it was not compiled: {dict(wanted.signature)}, {dict(wanted.constants)}",
-                fix="export the program again, with the llvq that runs it",
-            )
-        launch(self.loaded[wanted.name], grid, [a for a in args if a is not None], self.device)
+        name = wanted.name
+        if name not in self.loaded:
+            self.loaded[name] = self.missing(kernel, wanted)
+        launch(self.loaded[name], grid, [a for a in args if a is not None], self.device)
+
+    def missing(self, kernel: Any, wanted: Specialization) -> LoadedKernel:
+        """The binary of a launch that has none: a box compiles nothing. Raises KernelError."""
+        raise KernelError(
+            f"there is no kernel {wanted.name}",
+            because=f"it was not compiled: {dict(wanted.signature)}, {dict(wanted.constants)}",
+            fix="export the program again, with the llvq that runs it",
+        )
 
 
 def load_kernel(

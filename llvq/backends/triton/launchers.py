@@ -9,7 +9,8 @@ import torch
 from llvq.backends.triton.build import build
 from llvq.backends.triton.specialize import Argument, Constant, Specialization, specialize
 from llvq.errors import KernelError
-from llvq.runtime.kernels import LoadedKernel, launch, load_kernel
+from llvq.runtime.device import chip_of as chip_of_capability
+from llvq.runtime.kernels import Kernels, LoadedKernel, load_kernel
 
 
 class Collector:
@@ -35,34 +36,21 @@ class Collector:
         self.wanted[wanted] = kernel
 
 
-class JustInTime:
+class JustInTime(Kernels):
     """Builds each specialization for one GPU when it is first launched: for tests and tuning."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.chip = device, chip_of(device)
-        self.loaded: dict[str, LoadedKernel] = {}
+        super().__init__({}, device)
+        self.chip = chip_of(device)
 
-    def __call__(
-        self,
-        kernel: Any,
-        grid: tuple[int, ...],
-        *args: Argument,
-        warps: int = 4,
-        stages: int = 2,
-        exact: bool = False,
-        **constants: Constant,
-    ) -> None:
-        wanted = specialize(kernel, args, constants, warps=warps, stages=stages, exact=exact)
-        if wanted.name not in self.loaded:
-            made = build(kernel, wanted, self.chip)
-            sizes = {"warps": made.warps, "shared": made.shared, "scratch": made.scratch}
-            self.loaded[wanted.name] = load_kernel(made.name, made.entry, made.cubin, **sizes)
-        launch(self.loaded[wanted.name], grid, [a for a in args if a is not None], self.device)
+    def missing(self, kernel: Any, wanted: Specialization) -> LoadedKernel:
+        made = build(kernel, wanted, self.chip)
+        sizes = {"warps": made.warps, "shared": made.shared, "scratch": made.scratch}
+        return load_kernel(made.name, made.entry, made.cubin, **sizes)
 
 
 def chip_of(device: torch.device) -> str:
     """The chip of a GPU, as targets name it. Raises KernelError for any other device."""
     if device.type != "cuda":
         raise KernelError(f"{device} is no GPU", fix="choose a CUDA device")
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}a"
+    return chip_of_capability(torch.cuda.get_device_capability(device))
