@@ -1,4 +1,4 @@
-"""Blocks of 16 channels on their way into FP8: read from a page, rotated, coded.
+"""Blocks of 16 channels on their way into FP8: read from a page, rotated, scaled.
 
 A thread has whole blocks, so that nothing is exchanged: [B, 16] values of B blocks.
 """
@@ -43,15 +43,14 @@ def load_page(
 
 
 @triton.jit
-def coded(x, unit, inverse, cos, sin, angle, mask, DTYPE: tl.constexpr):
-    """e4m3 of x fp32 [B, 16] times its unit, over a scale: rotated where there are angles."""
+def scaled(x, unit, inverse, cos, sin, angle, mask, DTYPE: tl.constexpr):
+    """fp32 x [B, 16] times its unit, over a scale: rotated where there are angles."""
     if cos is None:
-        return (x * (unit * inverse)).to(tl.float8e4nv)
+        return x * (unit * inverse)
     else:
         c = load_blocks(cos, angle, mask, 0.0, BLOCK // 2)
         s = load_blocks(sin, angle, mask, 0.0, BLOCK // 2)
-        x = rotated(x * unit, c, s, DTYPE)
-        return (x * inverse).to(tl.float8e4nv)
+        return rotated(x * unit, c, s, DTYPE) * inverse
 
 
 @triton.jit

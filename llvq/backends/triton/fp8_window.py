@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.fp8_blocks import BLOCK, coded, load_blocks, load_page
+from llvq.backends.triton.fp8_blocks import BLOCK, load_blocks, load_page, scaled
 from llvq.backends.triton.fp8_scales import NOTHING, History, Told, in_rows, told, window_scales
 from llvq.backends.triton.specialize import Launcher
 from llvq.errors import TargetError
@@ -196,8 +196,9 @@ def expand_kernel(
     """KEYS keys of HEADS heads, in blocks of 16 channels: a thread has whole blocks.
 
     They are in one page each time, or in the chunk, which is the last page here; where WHOLE, there
-    is one time only. The chunk was read for its scale just before, so it goes first: the end of it
-    is still in the cache.
+    is one time only. Otherwise pages meet in registers, as fp32: of e4m3 that two branches of a
+    loop store, ptxas 12.8 and 12.9 stored what the time before had. The chunk was read for its
+    scale just before, so it goes first: the end of it is still in the cache.
     """
     head = tl.program_id(0) * HEADS
     first = (tl.num_programs(1) - 1 - tl.program_id(1)) * KEYS
@@ -218,53 +219,43 @@ def expand_kernel(
     inverse = 1.0 / tl.load(scales + which)
     angle = (first_angle + key) * (D // 2) + block * (BLOCK // 2)
     last = first + KEYS - 1
+    if not WHOLE:
+        merged = tl.zeros((KEYS * HEADS * (D // BLOCK), BLOCK), tl.float32)
     for page in range(tl.minimum(first // tokens, pages), tl.minimum(last // tokens, pages) + 1):
         start = page * tokens
-        end = tl.where(page == pages, width, start + tokens)
+        end = tl.where(page == pages, keys, start + tokens)
         inside = (key >= start) & (key < end)
-        real = inside & (key < keys)
         if page < pages:
             if page0 is not None:
                 slot = (layer * 2 + which) * slots + tl.load(table + page)
                 at = (slot * tokens + first - start) * heads + head
                 at_row = local * heads + beside
-                x, unit = load_page(page0, page1, page2, at, at_row, block, slot, real, FORMAT, D)
-                x = coded(x, unit, inverse, cos, sin, angle, real, own.dtype.element_ty)
-                store(to, to_block, x, inside, start - first, end - first, LAYOUT, D, KEYS, WHOLE)
+                x, unit = load_page(page0, page1, page2, at, at_row, block, slot, inside, FORMAT, D)
+                x = scaled(x, unit, inverse, cos, sin, angle, inside, own.dtype.element_ty)
+                if WHOLE:
+                    store(to, to_block, x, key < width, LAYOUT, D, KEYS)
+                else:
+                    merged = tl.where(inside[:, None], x, merged)
         else:
             at = (first - start).to(tl.int64) * own_stride + head * D
             offset = local * own_stride + beside * D + block * BLOCK
-            x = load_blocks(own + at, offset, real, 0.0).to(tl.float32)
-            x = coded(x, 1.0, inverse, cos, sin, angle, real, own.dtype.element_ty)
-            store(to, to_block, x, inside, start - first, end - first, LAYOUT, D, KEYS, WHOLE)
+            x = load_blocks(own + at, offset, inside, 0.0).to(tl.float32)
+            x = scaled(x, 1.0, inverse, cos, sin, angle, inside, own.dtype.element_ty)
+            if WHOLE:
+                store(to, to_block, x, key < width, LAYOUT, D, KEYS)
+            else:
+                merged = tl.where(inside[:, None], x, merged)
+    if not WHOLE:
+        store(to, to_block, merged, key < width, LAYOUT, D, KEYS)
 
 
 @triton.jit
-def store(
-    to,
-    to_block,
-    x,
-    inside,
-    start,
-    end,
-    LAYOUT: tl.constexpr,
-    D: tl.constexpr,
-    KEYS: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """Blocks x [B, 16] at the places of one page: of this program's keys, from `start` to `end`."""
+def store(to, to_block, x, inside, LAYOUT: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr):
+    """Blocks x fp32 [B, 16] in e4m3."""
     if LAYOUT == "transposed":
-        place = tl.arange(0, KEYS)[None, :]
-        at = to + (tl.arange(0, D)[:, None] * to_block + place)
-        turned = x.reshape(BESIDE, KEYS // BESIDE, D).permute(2, 1, 0).reshape(D, KEYS)
-        if WHOLE:  # noqa: SIM114
-            tl.store(at, turned)
-        elif (start <= 0) & (end >= KEYS):
-            tl.store(at, turned)
-        else:
-            # Whole lines again: the other places belong to other pages, which this program has too.
-            key = key_order(place)
-            tl.store(at, tl.where((key >= start) & (key < end), turned, tl.load(at)))
+        at = to + (tl.arange(0, D)[:, None] * to_block + tl.arange(0, KEYS)[None, :])
+        turned = x.to(tl.float8e4nv).reshape(BESIDE, KEYS // BESIDE, D).permute(2, 1, 0)
+        tl.store(at, turned.reshape(D, KEYS))
     else:
         at = to_block[:, None] + tl.arange(0, BLOCK)[None, :]
-        tl.store(to + at, x, mask=inside[:, None])
+        tl.store(to + at, x.to(tl.float8e4nv), mask=inside[:, None])

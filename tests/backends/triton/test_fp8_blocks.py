@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.fp8_blocks import coded, load_page
+from llvq.backends.triton.fp8_blocks import load_page, scaled
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect import rope
 from llvq.formats import fp8
@@ -29,13 +29,13 @@ def code_page(
     mask = row < count
     x, unit = load_page(page0, page1, page2, 0, row, block, 0, mask, FORMAT, D)
     angle = row * (D // 2) + block * 8
-    x = coded(x, unit, inverse, cos, sin, angle, mask, tl.bfloat16)
+    x = scaled(x, unit, inverse, cos, sin, angle, mask, tl.bfloat16).to(tl.float8e4nv)
     tl.store(out + (row * D + block * 16)[:, None] + tl.arange(0, 16)[None, :], x)
 
 
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("kv_format", ["none", "fp8", "nvfp4"])
-def test_blocks_of_a_page_are_coded(
+def test_blocks_of_a_page_are_scaled(
     launch: Launcher,
     device: torch.device,
     randn: Callable[..., Tensor],
