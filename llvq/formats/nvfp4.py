@@ -178,8 +178,9 @@ def _segment_scales(scale_S: Tensor, segments: Sequence[int], scales: Tensor) ->
             because=f"segments are row counts, one per scale, of {scales.shape[-2]} rows in all",
             fix="pass the row count of each joined weight",
         )
-    counts = torch.tensor(segments, device=scale_S.device)
-    return scale_S.reshape(-1).repeat_interleave(counts).unsqueeze(-1)
+    # Without a tensor of counts: the host neither uploads nor waits, so a CUDA graph may hold it.
+    each = zip(scale_S.reshape(-1).unbind(), segments, strict=True)
+    return torch.cat([scale.expand(count) for scale, count in each]).unsqueeze(-1)
 
 
 def _choose_scale(magnitudes: Tensor, g: Tensor, block_rule: str) -> Tensor:

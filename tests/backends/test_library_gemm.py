@@ -99,6 +99,7 @@ def test_swizzled_scales_are_not_cut_within_an_atom() -> None:
         nvfp4_linear_library(Interpreted(), *args)
 
 
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="torch 2.11 checks no fake scales")
 def test_torch_refuses_a_call_with_other_scales() -> None:
     """So its checks did look at them."""
     args = operands((5,), (16,), 32, False)

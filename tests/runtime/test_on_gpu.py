@@ -76,8 +76,8 @@ def same(a: list[Chunk], b: list[Chunk]) -> bool:
 
 
 def test_kernels_compute_what_the_reference_recorded_on_a_cpu(box: Path, model: Executable) -> None:
-    found = {(r.stage, r.output): r.error for r in replay(model, open_checked(box))}
-    assert found and max(found.values()) <= 0.05, found
+    found = replay(model, open_checked(box))
+    assert found and not [result for result in found if not result.passed]
 
 
 def test_the_same_seed_gives_the_same_bytes(model: Executable, plain: list[Chunk]) -> None:
@@ -97,14 +97,15 @@ def test_chunks_are_on_the_host(plain: list[Chunk]) -> None:
 
 
 def test_nothing_of_a_session_stays(model: Executable) -> None:
-    video(model)
-    gc.collect()
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
-    video(model)
-    gc.collect()
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() <= before
+    """But for what cuBLAS keeps: 32 MiB for each stream, of which PyTorch has 32."""
+    held = []
+    for _ in range(2):
+        video(model)
+        gc.collect()
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert held[1] <= held[0]
 
 
 def test_the_chunk_loop_never_waits_for_the_gpu(model: Executable) -> None:

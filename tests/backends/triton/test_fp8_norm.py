@@ -76,3 +76,4 @@ def test_it_compiles_without_spills() -> None:
         for made in compiled("sm_90a", add_norm_quantize_fp8, *variant):
             assert made.resources.spilled == 0
             assert "ld.global.v4" in made.binary.ptx
+            assert "fma.rn.bf16" not in made.binary.ptx

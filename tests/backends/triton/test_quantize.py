@@ -52,7 +52,8 @@ def test_every_bf16_is_exact(
     static: float,
 ) -> None:
     """Subnormal numbers and scales, what vanishes, what saturates; neighbours share a block."""
-    monkeypatch.setattr("llvq.backends.triton.quantize.BLOCKS", 1024)
+    if device.type == "cpu":  # fewer programs to interpret
+        monkeypatch.setattr("llvq.backends.triton.quantize.BLOCKS", 1024)
     x = torch.arange(2**16).to(torch.uint16).view(BF16).view(-1, 16)
     x = x[x.isfinite().all(1)].to(device)
     g = torch.tensor(static, device=device)
