@@ -9,7 +9,6 @@ from llvq.backends.torch_ops import OPS, Reference
 from llvq.dialect import DIALECT, attention, fp8_linear, quantize_fp8, widen
 from llvq.formats import nvfp4
 
-
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
