@@ -16,6 +16,15 @@ from llvq.dialect.fp8_ops import (
     quantize_fp8,
     widen,
 )
+from llvq.dialect.frame_ops import (
+    channels_last_weight,
+    conv3d_fp8,
+    fp8_conv_weight,
+    fp8_norm_scale,
+    pixels,
+    subpixel_weight,
+    upsample_conv,
+)
 from llvq.dialect.lowrank_ops import lowrank_add, nvfp4_linear_lowrank, quantize_lowrank
 from llvq.dialect.model_ops import (
     attention,
@@ -33,6 +42,7 @@ from llvq.dialect.nvfp4_ops import (
     quantize,
 )
 from llvq.dialect.registry import BF16_ROUNDING, DIALECT, EXACT, Op, Tolerance, known_ops
+from llvq.dialect.ring_ops import ring_conv, ring_write, ring_write_normed
 from llvq.dialect.swizzled_ops import nvfp4_linear_swizzled, swizzle_scales
 from llvq.dialect.w4a16_ops import nvfp4_linear_w4a16
 
@@ -46,8 +56,12 @@ __all__ = [
     "attention",
     "attention_fp8",
     "attention_quantize_fp8",
+    "channels_last_weight",
+    "conv3d_fp8",
     "dequantize",
+    "fp8_conv_weight",
     "fp8_linear",
+    "fp8_norm_scale",
     "gate_residual",
     "gelu_quantize",
     "gelu_quantize_fp8",
@@ -65,13 +79,19 @@ __all__ = [
     "paged_attention_fp8",
     "paged_attention_kept",
     "paged_attention_quantize_fp8",
+    "pixels",
     "quantize",
     "quantize_fp8",
     "quantize_lowrank",
+    "ring_conv",
+    "ring_write",
+    "ring_write_normed",
     "rms_norm",
     "rms_norm_rope",
     "rope",
+    "subpixel_weight",
     "swizzle_scales",
+    "upsample_conv",
     "widen",
     "write_kept",
     "write_page",
