@@ -16,6 +16,7 @@ from llvq.errors import TargetError
 from llvq.formats import fp8
 from llvq.formats.kv import KV_FORMATS
 from tests.backends.triton.compiled import compiled, meta
+from tests.backends.triton.machine_code import read_unwritten
 
 LAYERS, SLOTS, HEADS, DIM = 2, 3, 2, 32
 RandN = Callable[..., Tensor]
@@ -156,11 +157,25 @@ def test_what_it_has_not_is_refused(launch: Launcher, randn: RandN, device: torc
         window_in_fp8(launch, x, x, history)
 
 
-def at_5b(kv_format: str, pages: int = 3) -> tuple[Tensor, Tensor, History]:
-    specs = KV_FORMATS[kv_format].specs(30, 4, 7040, 24, 128, torch.bfloat16)
+def sized(
+    kv_format: str, tokens: int, heads: int, dim: int, pages: int
+) -> tuple[Tensor, Tensor, History]:
+    specs = KV_FORMATS[kv_format].specs(4, 4, tokens, heads, dim, torch.bfloat16)
     pool = [meta(*shape, dtype=dtype) for _, dtype, shape in specs]
-    own = meta(1, 7040, 24, 128)
+    own = meta(1, tokens, heads, dim)
     return own, own, History(pool, meta(pages, dtype=torch.int64), 3, kv_format)
+
+
+def at_5b(kv_format: str, pages: int = 3) -> tuple[Tensor, Tensor, History]:
+    return sized(kv_format, 7040, 24, 128, pages)
+
+
+@pytest.mark.parametrize("kv_format", ["none", "fp8", "nvfp4"])
+def test_pages_that_share_a_tile_meet_in_registers(kv_format: str) -> None:
+    """ptxas stored registers that it had not written, where each page was stored in the loop."""
+    for kernel in compiled("sm_90a", window_in_fp8, *sized(kv_format, 48, 2, 32, 2)):
+        assert read_unwritten(kernel.binary.cubin) == [], kernel.binary.name
+        assert kernel.resources.spilled == 0
 
 
 @pytest.mark.parametrize("kv_format", ["none", "fp8", "nvfp4"])
