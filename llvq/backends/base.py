@@ -56,6 +56,9 @@ class Target:
 # kernel.
 _ON_GPU = {
     "attention": TORCH,
+    "channels_last_weight": TORCH,
+    "fp8_conv_weight": TORCH,
+    "fp8_norm_scale": TORCH,
     "gate_residual": TRITON,
     "lowrank_add": TORCH,
     "norm_modulate": TRITON,
@@ -63,9 +66,15 @@ _ON_GPU = {
     "paged_attention:int2": TORCH,
     "paged_attention:int4": TORCH,
     "paged_attention_kept": TORCH,
+    "pixels": TRITON,
+    "ring_conv": TRITON,
+    "ring_write": TRITON,
+    "ring_write_normed": TRITON,
     "rms_norm": TRITON,
     "rms_norm_rope": TRITON,
     "rope": TRITON,
+    "subpixel_weight": TORCH,
+    "upsample_conv": TRITON,
     "write_kept": TRITON,
     "write_page": TRITON,
     "write_page:int2": TORCH,
@@ -104,7 +113,9 @@ _W4A8 = _ON_GPU | {
     "widen": TORCH,
 }
 # Less shared memory, and sums in registers: other tiles.
-_SM120 = dict.fromkeys(("paged_attention", "paged_attention_fp4"), "triton:sm120")
+_SM120 = dict.fromkeys(
+    ("paged_attention", "paged_attention_fp4", "ring_conv", "upsample_conv"), "triton:sm120"
+)
 
 
 def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
