@@ -17,7 +17,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "shape": (list, tuple),
     "allowed": (list, tuple),
 }
-Rate = Literal["prompt", "step", "chunk", "call", "emit"]
+Rate = Literal["prompt", "step", "chunk", "call", "emit", "state"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class InputSpec:
     """One graph input. `shape` has None for a bucketed dimension, whose sizes are `allowed`.
 
     `rate` says how often the input changes: once per prompt, timestep, chunk or model call, or only
-    when a finished chunk is emitted as frames.
+    when a finished chunk is emitted as frames. `state` never does: it is held for a whole video,
+    zeros at its start, and the graph writes to it in place.
     Raises ContractError if the parts do not fit.
     """
 

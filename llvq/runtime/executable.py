@@ -17,7 +17,10 @@ from llvq.errors import ArtifactError
 from llvq.runtime.contract import InputSpec, check
 from llvq.runtime.facts import PageSpec, RunFacts
 
-__all__ = ["CompiledStage", "Executable", "PageSpec", "RunFacts"]
+__all__ = ["DECODING", "CompiledStage", "Executable", "PageSpec", "RunFacts"]
+
+# Stages of the decoder: of the first latents of a video, and of all later ones.
+DECODING = ("decode_first", "decode")
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,16 @@ class CompiledStage:
 
 @dataclass(frozen=True)
 class Executable:
-    """Stages by name, on one device."""
+    """Stages by name, on one device; those of DECODING on another, if `decode_device` names it."""
 
     stages: Mapping[str, CompiledStage]
     facts: RunFacts
     device: torch.device
+    decode_device: torch.device | None = None
+
+    @property
+    def decodes_on(self) -> torch.device:
+        return self.decode_device or self.device
 
     def stage(self, name: str) -> CompiledStage:
         if name not in self.stages:

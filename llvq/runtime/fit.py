@@ -18,6 +18,7 @@ from llvq.artifact import Box
 from llvq.artifact.manifest import REQUANTIZE
 from llvq.errors import ArtifactError, LlvqError
 from llvq.runtime.contract import InputSpec
+from llvq.runtime.executable import DECODING
 from llvq.runtime.facts import DTYPE_OF, RunFacts
 from llvq.runtime.pages import history_lengths
 from llvq.sources import TensorSpec
@@ -49,7 +50,7 @@ def check_fit(box: Box) -> tuple[RunFacts, dict[str, StageSpec]]:
             box, [f"stage {name} is not in both stages and contract" for name in differing]
         )
     stages = {name: _stage(box, name) for name in sorted(names)}
-    problems = [*_flow(stages, facts), *_results(stages), *_loops(stages, facts)]
+    problems = [*_flow(stages, facts), *_results(stages), *_loops(stages, facts), *_held(stages, facts)]
     if problems:
         raise misfit(box, problems)
     return facts, stages
@@ -124,7 +125,8 @@ def _flow(stages: Mapping[str, StageSpec], facts: RunFacts) -> Iterator[str]:
     for name, stage in stages.items():
         for spec in stage.inputs:
             wanted = TensorSpec(spec.dtype, spec.sizes)
-            if spec.name not in supplied and spec.name not in state:
+            held = spec.name in state or spec.rate == "state"
+            if spec.name not in supplied and not held:
                 yield f"input {spec.name} of {name} comes from nowhere"
             elif supplied.get(spec.name, wanted) != wanted:
                 yield f"input {spec.name} of {name} is {spec}, not {_text(supplied[spec.name])}"
@@ -152,6 +154,19 @@ def _loops(stages: Mapping[str, StageSpec], facts: RunFacts) -> Iterator[str]:
             yield f"loop {target} gives {_text(given[target])}, {source} is {_text(taken[source])}"
 
 
+def _held(stages: Mapping[str, StageSpec], facts: RunFacts) -> Iterator[str]:
+    """State that is written in place is of decoding alone, and one tensor for both stages."""
+    held, supplied = dict[str, InputSpec](), supplied_by_session(facts)
+    for name, stage in stages.items():
+        for spec in stage.inputs:
+            if spec.rate != "state":
+                continue
+            if name not in DECODING or spec.name in supplied or spec.allowed:
+                yield f"input {spec.name} of {name} is {spec}, which nobody holds as state"
+            elif held.setdefault(spec.name, spec) != spec:
+                yield f"input {spec.name} of {name} is {spec}, not {held[spec.name]}"
+
+
 def supplied_by_session(facts: RunFacts) -> dict[str, TensorSpec]:
     """Every tensor that does not come out of a stage, or that a session makes in its stead."""
     dtype, frames, table = facts.torch_dtype, facts.frames_per_chunk, torch.int64
@@ -175,6 +190,7 @@ def supplied_by_session(facts: RunFacts) -> dict[str, TensorSpec]:
         "velocity": TensorSpec(dtype, latent),
         "sigma": TensorSpec(torch.float32, (1, frames)),
         "decode_frames": TensorSpec(table, (facts.latents_per_decode,)),
+        "decoded": TensorSpec(table, ()),
     }
 
 

@@ -72,6 +72,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
         "loop nothing -> decode_state.0 is not of a stage",
     ),
     "no loops": (in_state(loops=[]), "comes from nowhere"),
+    "state of the denoiser": (in_spec(0, rate="state"), "which nobody holds as state"),
     "pages": (
         lambda m: m["state"]["pages"]["tensors"][0].__setitem__(2, [2**20, 2**20]),
         "input pages.codes",
