@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from benchmarks.text_table import table as text_table
 
 RANDOM = (
     "Weights and inputs are random, so no error here says how a trained model fares. Medians of\n"
@@ -39,7 +41,9 @@ def ceilings(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
         if row["time"] is not None
     ]
-    return _table(("ceiling, measured here", "shape", "ms", "TFLOP/s, copy TB/s"), table, left=2)
+    return text_table(
+        ("ceiling, measured here", "shape", "ms", "TFLOP/s, copy TB/s"), table, left=2
+    )
 
 
 def forwards(run: Mapping[str, Any]) -> str:
@@ -60,7 +64,7 @@ def forwards(run: Mapping[str, Any]) -> str:
     ]
     columns = ("one denoise forward", "median ms", "p99 ms", "speedup", "TFLOP/s", "weights GB",
                "KV GB", "peak GB", "")  # fmt: skip
-    return _table(columns, table, left=1)
+    return text_table(columns, table, left=1)
 
 
 def pages(run: Mapping[str, Any]) -> str:
@@ -78,7 +82,7 @@ def pages(run: Mapping[str, Any]) -> str:
         for row in rows
     ]
     columns = ("pages, in turns", "GB", "smaller than bf16", "forward ms", "against the slowest")
-    return _table(columns, table, left=1)
+    return text_table(columns, table, left=1)
 
 
 def errors(run: Mapping[str, Any]) -> str:
@@ -91,7 +95,7 @@ def errors(run: Mapping[str, Any]) -> str:
         table.append((row["name"], f"{row['velocity']:.4f}", *shown, *same))
     columns = ("relative L2 against bf16", "velocity", "K / V of the first layer", "middle", "last",
                "run twice", "in poisoned memory")  # fmt: skip
-    return _table(columns, table, left=1)
+    return text_table(columns, table, left=1)
 
 
 def ops(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -112,20 +116,7 @@ def ops(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     columns = (f"{name}: op", "runs as", "shape", "calls", "ms", "share", "rate", "ceiling")
     rest = f"all ops, one after the other: {total * 1e3:.2f} ms; rows under 0.05% are left out"
-    return _table(columns, table, left=3) + "\n" + rest
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int) -> str:
-    cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
-    lines = []
-    for row in cells:
-        padded = (
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
+    return text_table(columns, table, left=3) + "\n" + rest
 
 
 def _ms(time: Mapping[str, Any]) -> str:

@@ -1,0 +1,126 @@
+"""What a video does while it runs: when each chunk comes, and what memory is held by then."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from llvq.bench.timing import quantile
+
+
+class Made(Protocol):
+    """A chunk as it comes out."""
+
+    @property
+    def frames(self) -> Tensor | None: ...
+
+
+@dataclass
+class Memory:
+    """Bytes of one device. `allocated` and `reserved` are the most since the chunk before, of
+    tensors and of PyTorch's pools; `used` is what the driver gives away (its own part, libraries
+    and other processes included) when the chunk came. On a CPU, `used` is the process (RSS)."""
+
+    device: str
+    allocated: list[int] = field(default_factory=list)
+    reserved: list[int] = field(default_factory=list)
+    used: list[int] = field(default_factory=list)
+
+    def note(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            self.allocated.append(torch.cuda.max_memory_allocated(device))
+            self.reserved.append(torch.cuda.max_memory_reserved(device))
+            free, total = torch.cuda.mem_get_info(device)
+            self.used.append(total - free)
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+            self.used.append(pages * resource.getpagesize())
+
+
+@dataclass
+class Watched:
+    """One video, as plain lists that grow: a run that is cut off has what came before.
+
+    `ends` are seconds since `began`, `warm` the chunks until the window of attention is full.
+    """
+
+    name: str
+    steps: int
+    warm: int
+    chunks: int
+    memory: list[Memory]
+    ends: list[float] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+
+    def watch(self, made: Iterable[Made], began: float, devices: Sequence[torch.device]) -> None:
+        """Take chunks as they come. `began`: when whoever makes them was asked for them."""
+        for device in devices:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+        for chunk in made:
+            assert chunk.frames is not None
+            self.frames.append(len(chunk.frames))
+            self.ends.append(time.perf_counter() - began)
+            for memory, device in zip(self.memory, devices, strict=True):
+                memory.note(device)
+
+
+def new_watched(
+    name: str, steps: int, warm: int, chunks: int, devices: Sequence[torch.device]
+) -> Watched:
+    return Watched(name, steps, warm, chunks, [Memory(str(device)) for device in devices])
+
+
+def figures(video: Watched) -> dict[str, Any]:
+    """What the lists come to; entries that need more chunks than there are, are None."""
+    warm, ends = video.warm, video.ends
+    gaps = [later - earlier for earlier, later in zip(ends[warm - 1 :], ends[warm:], strict=False)]
+    found: dict[str, Any] = {
+        "first_frame": ends[0] if ends else None,
+        "fps": sum(video.frames) / ends[-1] if ends else None,
+        "fps_steady": sum(video.frames[warm:]) / sum(gaps) if gaps else None,
+        "p50": quantile(gaps, 0.5) if gaps else None,
+        "p99": quantile(gaps, 0.99) if gaps else None,
+        "frames": sum(video.frames),
+        "chunks": len(ends),
+    }
+    found["time"] = flatness(gaps)
+    found["memory"] = [
+        {
+            "device": memory.device,
+            **{
+                kind: max(values) if values else None
+                for kind, values in (
+                    ("allocated", memory.allocated),
+                    ("reserved", memory.reserved),
+                    ("used", memory.used),
+                )
+            },
+            "flat": flatness([float(n) for n in memory.allocated[warm:] or memory.used[warm:]]),
+        }
+        for memory in video.memory
+    ]
+    return found
+
+
+def flatness(values: Sequence[float]) -> dict[str, float] | None:
+    """Medians of the first and of the last quarter, and the slope of a line per chunk, over its
+    mean. None of fewer than four values."""
+    if len(values) < 4:
+        return None
+    quarter = len(values) // 4
+    first, last = median(values[:quarter]), median(values[-quarter:])
+    places, centre = range(len(values)), (len(values) - 1) / 2
+    mean = fmean(values)
+    moved = sum((p - centre) * (v - mean) for p, v in zip(places, values, strict=True))
+    slope = moved / sum((place - centre) ** 2 for place in places)
+    return {"first": first, "last": last, "slope": slope / mean if mean else 0.0}
