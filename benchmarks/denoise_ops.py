@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from benchmarks.convolutions import convolution_of
 from llvq import graphs
 from llvq.bench.timing import Timer
 from llvq.graphs.cost import ATTENTIONS, LINEARS, node_bytes, node_macs
@@ -28,6 +29,7 @@ FP8_OPS = (
     "attention_quantize_fp8",
     "paged_attention_fp8",
     "paged_attention_quantize_fp8",
+    "conv3d_fp8",
 )
 # What each kind of call is held against.
 ATTENTION, BF16, FP8, COPY = "bf16 attention", "bf16 GEMM", "fp8 GEMM", "copy"
@@ -68,10 +70,15 @@ def costs(document: Any) -> dict[str, Cost]:
 
 def _cost(node: Node, values: Mapping[Node, Any]) -> Cost:
     flop, name = 2 * node_macs(node), op_name(node.target)
-    ceiling = FP8 if op_of(node) in FP8_OPS else BF16
-    if name in ATTENTIONS and op_of(node) not in FP8_OPS:
+    in_fp8 = op_of(node) in FP8_OPS or (op_of(node) == "ring_conv" and _reads_fp8(node))
+    ceiling = FP8 if in_fp8 else BF16
+    if name in ATTENTIONS and not in_fp8:
         ceiling = ATTENTION
     return Cost(flop, node_bytes(node, values), ceiling if flop else COPY)
+
+
+def _reads_fp8(node: Node) -> bool:
+    return node.args[0].meta["val"].dtype == torch.float8_e4m3fn  # type: ignore[union-attr]
 
 
 def time_ops(
@@ -135,7 +142,10 @@ def _label(node: Node) -> str:
 
 
 def _shape(node: Node, sizes: str) -> str:
-    """Of a linear m x k x n, of attention queries x keys, else of the first tensor."""
+    """Of a linear m x k x n, of attention queries x keys, of a convolution what it makes from how
+    many channels in what window, else of the first tensor."""
+    if (convolution := convolution_of(node)) is not None:
+        return convolution.text
     bound = isinstance(node.target, BoundOp)
     name = f"llvq.{node.target.op}.default" if bound else str(node.target)  # type: ignore[union-attr]
     out = node.meta["val"]

@@ -33,7 +33,7 @@ import torch
 
 from benchmarks.end_to_end_plain import PlainVideo
 from benchmarks.end_to_end_table import text_of
-from benchmarks.random_box import write_random_box
+from benchmarks.random_box import recipe_of, recipe_options, write_random_box
 from benchmarks.random_weights import device_weights, weight_specs
 from benchmarks.watched_video import Watched, figures, new_watched
 from llvq.artifact import Box
@@ -190,6 +190,13 @@ def note(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
+def model_sizes(options: argparse.Namespace) -> ModelConfig:
+    """What `--tiny`, `--height` and `--width` say."""
+    if options.tiny:
+        return replace(tiny_config(), text=None)
+    return replace(LONGLIVE2_5B.at(options.height, options.width), text=None)
+
+
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -199,7 +206,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--write", type=Path, default=Path("build/end_to_end.llvq"), help="where it is written to")
     add("--target", help="of the random box (default: sm_90a, or cpu with --tiny)")
     add("--numerics", help="of the random box")
-    add("--kv", default="nvfp4", help="pages of the random box (default nvfp4)")
+    recipe_options(parser)
     add("--tiny", action="store_true", help="the tiny model instead of 5B")
     add("--height", type=int, default=704)
     add("--width", type=int, default=1280)
@@ -214,18 +221,13 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def _config(options: argparse.Namespace) -> ModelConfig:
-    if options.tiny:
-        return replace(tiny_config(), text=None)
-    return replace(LONGLIVE2_5B.at(options.height, options.width), text=None)
-
-
 def _box(options: argparse.Namespace, config: ModelConfig) -> Box:
     if options.box is not None:
         return open_runnable(options.box, hash_weights=False)
     name = options.target or ("cpu" if options.tiny else "sm_90a")
     options.write.parent.mkdir(parents=True, exist_ok=True)
-    write_random_box(options.write, config, find_target(name, options.numerics), kv=options.kv)
+    target = find_target(name, options.numerics)
+    write_random_box(options.write, config, target, recipe_of(options))
     return open_runnable(options.write, hash_weights=False)
 
 
@@ -233,7 +235,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     # A shell starts what is in its background with SIGINT switched off.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    config = _config(options)
+    config = model_sizes(options)
     try:
         state = Run(options, _box(options, config))
     except LlvqError as error:

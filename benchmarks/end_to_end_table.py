@@ -9,8 +9,8 @@ from benchmarks.text_table import table
 from benchmarks.watched_video import Memory, Watched, figures
 
 COUNTED = (
-    "FPS: all frames over the time from asking for a session until the last is on the host. Steady\n"
-    "is behind a full window. A chunk's time is from its frames to those of the next."
+    "FPS: all frames over the time from asking for a session to the last one on the host; steady\n"
+    "is behind a full window. A chunk takes from its frames to those of the next."
 )
 BYTES = (
     "tensors: max_memory_allocated; pools: max_memory_reserved; device: what the driver has given\n"

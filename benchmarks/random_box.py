@@ -30,15 +30,17 @@ from llvq.checks import Checks
 from llvq.compiler import compile_model
 from llvq.errors import LlvqError
 from llvq.models.config import LONGLIVE2_5B, ModelConfig
-from llvq.recipe import NVFP4, KvRecipe
+from llvq.recipe import NVFP4, KvRecipe, Recipe
 from llvq.runtime.load import open_checked
 
 SEED = 0
 
 
-def write_random_box(path: Path, config: ModelConfig, target: Target, *, kv: str = "nvfp4") -> str:
+def write_random_box(
+    path: Path, config: ModelConfig, target: Target, recipe: Recipe = NVFP4
+) -> str:
     """Replaces what is there; gives the id. Raises LlvqError."""
-    compiled = compile_model(replace(config, text=None), replace(NVFP4, kv=KvRecipe(kv)))
+    compiled = compile_model(replace(config, text=None), recipe)
     specs = weight_specs(compiled.config, torch.bfloat16)
     program = path.with_suffix(".nvfp4")
     source = RandomSource(specs, {}, SEED)
@@ -60,6 +62,18 @@ def note(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
+def recipe_options(parser: argparse.ArgumentParser) -> None:
+    """What `recipe_of` reads."""
+    add = parser.add_argument
+    add("--kv", default="nvfp4", help="format of KV pages (default nvfp4)")
+    add("--latents-per-call", type=int, default=1, help="of the decoder (default 1)")
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    decode = replace(NVFP4.decode, latents_per_call=options.latents_per_call)
+    return replace(NVFP4, kv=KvRecipe(options.kv), decode=decode)
+
+
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,7 +81,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("path", type=Path)
     parser.add_argument("--target", default="sm_90a")
     parser.add_argument("--numerics")
-    parser.add_argument("--kv", default="nvfp4", help="format of KV pages (default nvfp4)")
+    recipe_options(parser)
     parser.add_argument("--height", type=int, default=704)
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--tiny", action="store_true", help="the tiny model, at its own size")
@@ -75,7 +89,7 @@ def main(given: Sequence[str] | None = None) -> int:
     config = tiny_config() if options.tiny else LONGLIVE2_5B.at(options.height, options.width)
     try:
         target = find_target(options.target, options.numerics)
-        identity = write_random_box(options.path, config, target, kv=options.kv)
+        identity = write_random_box(options.path, config, target, recipe_of(options))
     except LlvqError as error:
         print(error, file=sys.stderr)
         return 2

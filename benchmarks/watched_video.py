@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llvq.bench.timing import quantile
+from llvq.quality.metrics import slope
 
 
 class Made(Protocol):
@@ -117,10 +118,6 @@ def flatness(values: Sequence[float]) -> dict[str, float] | None:
     mean. None of fewer than four values."""
     if len(values) < 4:
         return None
-    quarter = len(values) // 4
+    quarter, mean = len(values) // 4, fmean(values)
     first, last = median(values[:quarter]), median(values[-quarter:])
-    places, centre = range(len(values)), (len(values) - 1) / 2
-    mean = fmean(values)
-    moved = sum((p - centre) * (v - mean) for p, v in zip(places, values, strict=True))
-    slope = moved / sum((place - centre) ** 2 for place in places)
-    return {"first": first, "last": last, "slope": slope / mean if mean else 0.0}
+    return {"first": first, "last": last, "slope": slope(values) / mean if mean else 0.0}

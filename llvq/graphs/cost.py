@@ -19,7 +19,15 @@ LINEARS = {
     "llvq.nvfp4_linear_swizzled.default": 2,
     "llvq.nvfp4_linear_w4a16.default": 1,
 }
-CONVOLUTIONS = ("aten.conv2d.default", "aten.conv3d.default")
+# Convolutions, and which argument is the weight; its first dimension is that of the features.
+CONVOLUTIONS = {
+    "aten.conv2d.default": 1,
+    "aten.conv3d.default": 1,
+    "llvq.conv3d_fp8.default": 2,
+    "llvq.ring_conv.default": 1,
+}
+# Weights [2, 2, N, 2, 2, C], of which a pixel takes one of the first four.
+SUBPIXEL_CONVOLUTION = "llvq.upsample_conv.default"
 # Attention, and which argument is the page table, if there is one.
 ATTENTIONS = {
     "llvq.attention.default": None,
@@ -33,6 +41,8 @@ ATTENTIONS = {
 }
 # Calls that gather rows of their first argument: they read as much as they return.
 GATHERS = ("aten.embedding.default", "aten.index_select.default")
+# They write frames, their second argument, into a part of a ring, their first.
+RING_WRITES = ("llvq.ring_write.default", "llvq.ring_write_normed.default")
 # Which argument is the page pool of all layers. A history that is partly kept in the model's dtype
 # counts as pages.
 POOLS = {
@@ -64,8 +74,10 @@ def node_macs(node: Node) -> int:
     if name == "llvq.quantize_lowrank.default":
         return torch.Size(_shape(node.args[0])).numel() * _shape(node.args[1])[0]
     if name in CONVOLUTIONS:
-        weight = _shape(node.args[1])
-        return _numel(node) * (torch.Size(weight).numel() // weight[0])
+        weight = _shape(node.args[CONVOLUTIONS[name]])
+        return _numel(node) * prod(weight[1:])
+    if name == SUBPIXEL_CONVOLUTION:
+        return _numel(node) * prod(_shape(node.args[1])[3:])
     if name in ATTENTIONS:
         keys = _shape(node.args[1])[1] * (1 + _pages(node))
         return 2 * torch.Size(_shape(node.args[0])).numel() * keys
@@ -97,6 +109,8 @@ def node_bytes(node: Node, values: Mapping[Node, Any]) -> int:
 def _read(node: Node, place: int, tensor: torch.Tensor) -> int:
     """Bytes of one argument that a call touches."""
     name = str(node.target)
+    if name in RING_WRITES and place == 0:
+        return prod(_shape(node.args[1])) * tensor.itemsize
     if POOLS.get(name) != place:
         return _nbytes(tensor)
     layers, _, slots, *_ = tensor.shape

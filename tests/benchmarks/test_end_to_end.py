@@ -33,7 +33,7 @@ def path(whole_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, whole_config: ModelConfig) -> None:
-    monkeypatch.setattr(end_to_end, "_config", lambda _: whole_config)
+    monkeypatch.setattr(end_to_end, "model_sizes", lambda _: whole_config)
 
 
 @pytest.mark.usefixtures("small")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -112,3 +113,36 @@ def test_scores_in_fp4_cost_what_attention_over_pages_does(program: Program) -> 
         moved = sum(bytes_of(program.graph).values())
         costs.append((macs(program.graph), moved))
     assert costs[0] == costs[1]
+
+
+class Streamed(torch.nn.Module):
+    """A frame goes into a ring of three, through a causal convolution, and up."""
+
+    def __init__(self, doubles: bool) -> None:
+        super().__init__()
+        self.doubles = doubles
+        self.weight = torch.nn.Parameter(torch.randn(6, 3, 3, 3, 4))
+        self.bias = torch.nn.Parameter(torch.randn(6))
+        self.up = torch.nn.Parameter(torch.randn(2, 2, 8, 2, 2, 4))
+
+    def forward(self, ring: torch.Tensor, x: torch.Tensor, decoded: torch.Tensor) -> Any:
+        llvq = torch.ops.llvq
+        llvq.ring_write(ring, x, decoded, 1, 0, 0)
+        made = llvq.ring_conv(
+            ring, self.weight, self.bias, None, None, None, decoded, 1, 0, 0, 1, self.doubles
+        )
+        return made, llvq.upsample_conv(
+            ring, self.up, self.up.new_zeros(8), None, False, False, decoded, 1, 0, 1
+        )
+
+
+@pytest.mark.parametrize("doubles", [False, True])
+def test_convolutions_over_rings_cost_what_they_do_over_frames(doubles: bool) -> None:
+    inputs = torch.zeros(3, 7, 9, 4), torch.randn(1, 5, 7, 4), torch.tensor(2)
+    gm = torch.export.export(Streamed(doubles), inputs).module(check_guards=False)
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.functional.conv3d(torch.randn(1, 4, 3, 7, 9), torch.randn(6, 4, 3, 3, 3))
+        for _ in range(4):  # pixels of each that comes out
+            torch.nn.functional.conv2d(torch.randn(1, 4, 6, 8), torch.randn(8, 4, 2, 2))
+    assert 2 * macs(gm) == counter.get_total_flops()
+    assert bytes_of(gm)["llvq.ring_write.default"] == 4 * 2 * (5 * 7 * 4) + 8  # and `decoded`
