@@ -7,6 +7,7 @@ it is, which sets up what libraries set up at their first call, the second is re
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
@@ -26,17 +27,30 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share their memory: no two of them run at once."""
+    """Records CUDA graphs that share their memory: no two of them run at once.
 
-    def __init__(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+    `one_at_a_time`: threads that record at once wait for each other, since a recording begins by
+    waiting for the device, which none may do while another one is made.
+    """
+
+    def __init__(self, device: torch.device, one_at_a_time: threading.Lock) -> None:
+        self.pool, self.lock = torch.cuda.graph_pool_handle(), one_at_a_time
+        self.stream = torch.cuda.Stream(device)
 
     def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         graph = torch.cuda.CUDAGraph()
         # Other threads go on: what they do on their streams is not part of this recording.
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(
+            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+        )
+        with self.lock, torch.cuda.device(self.stream.device), recording:
             results = run()
         return graph.replay, results
+
+
+def recorder(device: torch.device, one_at_a_time: threading.Lock) -> Recorder | None:
+    """What records on a device: nothing on a CPU."""
+    return CudaRecorder(device, one_at_a_time) if device.type == "cuda" else None
 
 
 class Buffers:

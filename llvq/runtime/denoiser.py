@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, RecordedStage
+from llvq.runtime.cuda_graphs import Buffers, RecordedStage, Recorder
 from llvq.runtime.executable import Executable
 from llvq.runtime.sampler import Schedule, update
 from llvq.runtime.streams import upload
+from llvq.runtime.timeline import Timeline, span
 
 # Stages that run with every chunk, some more often.
 EVERY_CALL = ("denoise", "refresh")
@@ -34,21 +35,26 @@ class Denoiser:
     """Denoises chunk after chunk. Owns the page pool and the page table."""
 
     def __init__(
-        self, executable: Executable, schedule: Schedule, *, cuda_graphs: bool = True
+        self,
+        executable: Executable,
+        schedule: Schedule,
+        *,
+        record: Recorder | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
-        """`cuda_graphs`: on a GPU, replay what a stage launches instead of launching it again."""
+        """`record`: replay what a stage launches instead of launching it again."""
         facts = executable.facts
         self.executable, self.facts, self.schedule = executable, facts, schedule
-        self.device = executable.device
+        self.device, self.timeline = executable.device, timeline
         self.pages = {
             name: torch.zeros(shape, dtype=getattr(torch, dtype), device=executable.device)
             for name, dtype, shape in facts.pages.tensors
         }
         self.table = facts.page_table
-        self.shot = 0
+        self.shot = self._index = 0
         self._recorded: dict[str, RecordedStage] = {}
-        if cuda_graphs and self.device.type == "cuda":
-            buffers, record = Buffers(self.pages), CudaRecorder()
+        if record is not None:
+            buffers = Buffers(self.pages)
             self._recorded = {
                 name: RecordedStage(executable.stage(name), buffers, record) for name in EVERY_CALL
             }
@@ -73,7 +79,7 @@ class Denoiser:
         """
         if scene_cut and self.facts.multi_shot_rope_offset:
             self.shot += 1
-        table = self.table.begin(index)
+        table, self._index = self.table.begin(index), index
         placement = table.placement
         assert placement is not None
         values = {
@@ -109,7 +115,8 @@ class Denoiser:
     ) -> dict[str, Tensor]:
         inputs = {**values, **self._modulation(timesteps), "latent": latent}
         run = self._recorded.get(stage) or self.executable.stage(stage)
-        return run(inputs)
+        with span(self.timeline, stage, "denoise", self._index, self.device):
+            return run(inputs)
 
     def _condition(self, prompt: Tensor) -> dict[str, Tensor]:
         """What depends on the prompt alone; computed when the prompt changes."""

@@ -50,7 +50,12 @@ def check_fit(box: Box) -> tuple[RunFacts, dict[str, StageSpec]]:
             box, [f"stage {name} is not in both stages and contract" for name in differing]
         )
     stages = {name: _stage(box, name) for name in sorted(names)}
-    problems = [*_flow(stages, facts), *_results(stages), *_loops(stages, facts), *_held(stages, facts)]
+    problems = [
+        *_flow(stages, facts),
+        *_results(stages),
+        *_loops(stages, facts),
+        *_held(stages, facts),
+    ]
     if problems:
         raise misfit(box, problems)
     return facts, stages

@@ -7,19 +7,24 @@ i + 1 is denoised. The same seed gives the same bytes, at any depth of the decod
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llvq.errors import SessionError
-from llvq.runtime.decoder import Decoder
+from llvq.runtime.cuda_graphs import recorder
 from llvq.runtime.denoiser import Denoised, Denoiser
+from llvq.runtime.emitter import Chunk, Emitter
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.sampler import Schedule, schedule
 from llvq.runtime.stage import Stage
-from llvq.runtime.streams import Lane, download, mark, upload
+from llvq.runtime.streams import upload
+from llvq.runtime.timeline import Timeline
+
+__all__ = ["Chunk", "Prompt", "Session", "check_seed", "schedule_of"]
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,17 @@ class Prompt:
     scene_cut: bool = False
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One finished chunk, in the memory of the host: latents [1, C, channels, h, w], frames uint8
-    [T, H, W, 3] or None."""
-
-    index: int
-    latents: Tensor
-    frames: Tensor | None
-
-
 class Session:
     """Generates one video. `script` has one prompt per chunk; `noise` [1, F, channels, h, w].
 
     Without `noise` it comes from `seed`, and so does what a re-noising sampler adds in any case.
 
     image_latent [1, 1, channels, h, w] makes it an image-to-video. decode_depth 0 decodes in the
-    caller's thread. cuda_graphs means nothing on a CPU. Iterate once; cancel() and set_prompt() may
-    come from another thread.
+    caller's thread. cuda_graphs means nothing on a CPU. `timeline` is told what is done when.
+
+    Iterate once: however the iteration ends, the memory of the video is given back, and of the
+    device that of everything but the executable. cancel() and set_prompt() may come from another
+    thread.
     """
 
     def __init__(
@@ -62,6 +60,7 @@ class Session:
         latents_only: bool = False,
         decode_depth: int = 1,
         cuda_graphs: bool = True,
+        timeline: Timeline | None = None,
     ) -> None:
         facts = executable.facts
         if not script:
@@ -72,23 +71,43 @@ class Session:
         self.script, self.noise = list(script), noise
         self.image = None if image_latent is None else upload(image_latent, self.device)
         self.decode_depth = decode_depth
-        self._denoiser = Denoiser(executable, schedule_of(facts, steps), cuda_graphs=cuda_graphs)
-        self._lane = Lane(self.device)
-        with self._lane.after(mark(self.device)):
-            self._decoder = None if latents_only else Decoder(executable)
+        one_at_a_time = threading.Lock()
+        self._denoiser = Denoiser(
+            executable,
+            schedule_of(facts, steps),
+            record=recorder(self.device, one_at_a_time) if cuda_graphs else None,
+            timeline=timeline,
+        )
+        self._emitter = Emitter(
+            executable,
+            decodes=not latents_only,
+            depth=decode_depth,
+            record=recorder(executable.decodes_on, one_at_a_time) if cuda_graphs else None,
+            timeline=timeline,
+        )
         self._random = torch.Generator().manual_seed(seed)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._next = 0
+        self._begun = False
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Generator[Chunk, None, None]:
         """Yield chunks in order, each once its frames are there. Raises SessionError."""
-        with Stage("decode", self._decode, depth=self.decode_depth) as stage:
+        if self._begun:
+            raise SessionError(
+                "this session has made its video",
+                because="a session is iterated once",
+                fix="open another one",
+            )
+        self._begun = True
+        with ExitStack() as ends:
+            ends.callback(self._release)
+            stage = ends.enter_context(Stage("decode", self._emitter, depth=self.decode_depth))
             for index in range(len(self.script)):
                 if self._cancelled.is_set():
                     stage.cancel()
                     return
-                stage.submit((index, self._denoise(index), mark(self.device)))
+                stage.submit(self._emitter.take(index, self._denoise(index)))
                 yield from stage.poll()
             stage.close()
             yield from stage.results()
@@ -133,11 +152,9 @@ class Session:
         dtype = self.facts.torch_dtype
         return [upload(noise.to(dtype), self.device) for noise in (*given, *drawn)]
 
-    def _decode(self, item: tuple[int, Denoised, torch.cuda.Event | None]) -> Chunk:
-        index, chunk, ready = item
-        with self._lane.after(ready):
-            frames = download(self._decoder(chunk)) if self._decoder is not None else None
-            return Chunk(index, download(chunk.x0), frames)
+    def _release(self) -> None:
+        """Let go of pages, rings, recordings and buffers, whoever keeps the session."""
+        del self._denoiser, self._emitter
 
 
 def schedule_of(facts: RunFacts, steps: int | None = None) -> Schedule:

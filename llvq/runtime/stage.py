@@ -7,6 +7,7 @@ filling memory. Results keep the order of the items. An error, or a cancel, wake
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -169,6 +170,8 @@ class _Catch:
         trace: TracebackType | None,
     ) -> bool:
         self.error = error
+        # The lines stay to be read; what was in the variables may be all memory of a device.
+        traceback.clear_frames(trace)
         return True
 
 

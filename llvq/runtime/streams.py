@@ -1,6 +1,6 @@
 """Work on a device that no thread waits for, unless it must: uploads, and a stream per thread.
 
-On a CPU everything here does nothing: work is done when its call returns.
+On a CPU work is done when its call returns, and there is nothing to order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from llvq.runtime.timeline import Timeline, span
+
 
 def upload(value: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device; the host does not wait for the copy."""
@@ -19,14 +21,13 @@ def upload(value: Tensor, device: torch.device) -> Tensor:
     return value.pin_memory().to(device, non_blocking=True)
 
 
-def download(value: Tensor) -> Tensor:
-    """A tensor in the memory of the host, whole: waits for what the current stream computes."""
-    if value.device.type != "cuda":
-        return value
-    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-    host.copy_(value, non_blocking=True)
-    torch.cuda.current_stream(value.device).synchronize()
-    return host
+def hand_over(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor of a device on another one; no host waits.
+
+    The copy comes after what the current stream of the one computes, and before what is queued on
+    that of the other from here on. A tensor that is there already is not copied.
+    """
+    return value.to(device, non_blocking=device.type == "cuda")
 
 
 def mark(device: torch.device) -> torch.cuda.Event | None:
@@ -35,10 +36,13 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
 
 
 class Lane:
-    """The stream of one thread, beside that of the thread which feeds it."""
+    """The stream of one thread, beside that of the thread which feeds it; and one that copies to
+    the host what this one makes, while it makes the next."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, timeline: Timeline | None = None) -> None:
+        self.device, self.timeline = device, timeline
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @contextmanager
     def after(self, ready: torch.cuda.Event | None) -> Iterator[None]:
@@ -47,11 +51,28 @@ class Lane:
         Waits for all of it before it leaves, so that tensors which the block was given may be freed
         by whoever owns them, and tensors that it leaves are whole.
         """
-        if self._stream is None:
+        if self._stream is None or self._copies is None:
             yield
             return
         with torch.cuda.stream(self._stream):
             if ready is not None:
                 self._stream.wait_event(ready)
-            yield
-            self._stream.synchronize()
+            try:
+                yield
+            finally:
+                self._stream.synchronize()
+                self._copies.synchronize()
+
+    def download(self, value: Tensor, host: Tensor, chunk: int) -> None:
+        """Copy what the block has made into memory of the host: whole once the block is left."""
+        if self._stream is None or self._copies is None:
+            with span(self.timeline, "copy", "copy to host", chunk, self.device):
+                host.copy_(value)
+            return
+        self._copies.wait_stream(self._stream)
+        with (
+            torch.cuda.stream(self._copies),
+            span(self.timeline, "copy", "copy to host", chunk, self.device),
+        ):
+            host.copy_(value, non_blocking=True)
+        value.record_stream(self._copies)

@@ -6,15 +6,17 @@ recorded with, into the tensors that it gave then.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from llvq.errors import ContractError
-from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, RecordedStage
-from llvq.runtime.denoiser import EVERY_CALL, Denoiser
+from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, recorder
+from llvq.runtime.denoiser import Denoiser
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import Prompt, Session, schedule_of
 
@@ -43,13 +45,8 @@ class RecordedDenoiser(Denoiser):
     """A denoiser that records, as on a GPU."""
 
     def __init__(self, executable: Executable) -> None:
-        super().__init__(executable, schedule_of(executable.facts))
         self.recorder = Recorder()
-        buffers = Buffers(self.pages)
-        self._recorded = {
-            name: RecordedStage(executable.stage(name), buffers, self.recorder)
-            for name in EVERY_CALL
-        }
+        super().__init__(executable, schedule_of(executable.facts), record=self.recorder)
 
 
 def rolled(denoiser: Denoiser, chunks: int) -> list[Tensor]:
@@ -147,7 +144,7 @@ def test_a_buffer_is_filled_when_another_tensor_is_given() -> None:
 def test_a_cuda_graph_replays_on_what_lies_in_its_inputs() -> None:
     x = torch.randn(64, 64, device="cuda")
     torch.mm(x, x)
-    record, place = CudaRecorder(), x.clone()
+    record, place = CudaRecorder(x.device, threading.Lock()), x.clone()
     replay, (y,) = record(lambda: (torch.mm(place, place) + 1,))
     for scale in (1.0, 2.0):
         place.copy_(x * scale)
@@ -155,7 +152,36 @@ def test_a_cuda_graph_replays_on_what_lies_in_its_inputs() -> None:
         assert torch.equal(y, torch.mm(place, place) + 1)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_threads_record_one_after_the_other() -> None:
+    """A recording begins by waiting for the device, which CUDA refuses while another is made."""
+    lock, wrong = threading.Lock(), []
+
+    def record() -> None:
+        made, x = CudaRecorder(torch.device("cuda", 0), lock), torch.ones(64, 64, device="cuda")
+        torch.mm(x, x)
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for scale in range(1, 20):
+                replay, (y,) = made(partial(_scaled, x, scale))
+                replay()
+                torch.cuda.current_stream().synchronize()
+                if float(y[0, 0]) != 64.0 * scale:
+                    wrong.append(scale)
+
+    threads = [threading.Thread(target=record) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def _scaled(x: Tensor, scale: int) -> Results:
+    return (torch.mm(x, x) * scale,)
+
+
 def test_on_a_cpu_nothing_is_recorded(executable: Executable) -> None:
+    assert recorder(torch.device("cpu"), threading.Lock()) is None
     facts = executable.facts
     embeds = torch.ones(1, facts.text_len, facts.text_dim, dtype=facts.torch_dtype)
     made = [
