@@ -21,7 +21,7 @@ from llvq.graphs.read import (
     weights_used,
 )
 from llvq.graphs.text import text
-from llvq.graphs.write import digest, digest_all, dump, module_path, source_line
+from llvq.graphs.write import digest, digest_all, dump, module_path, source_line, weight
 
 __all__ = [
     "attach",
@@ -37,6 +37,7 @@ __all__ = [
     "signature",
     "source_line",
     "text",
+    "weight",
     "weights",
     "weights_used",
 ]

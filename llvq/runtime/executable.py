@@ -51,12 +51,17 @@ class CompiledStage:
 
 @dataclass(frozen=True)
 class Executable:
-    """Stages by name, on one device; those of DECODING on another, if `decode_device` names it."""
+    """Stages by name, on one device; those of DECODING on another, if `decode_device` names it.
+
+    `streams_weights`: they read weights that are copied to the device as they run, so that no CUDA
+    graph can be made of them, and no two sessions run at once.
+    """
 
     stages: Mapping[str, CompiledStage]
     facts: RunFacts
     device: torch.device
     decode_device: torch.device | None = None
+    streams_weights: bool = False
 
     @property
     def decodes_on(self) -> torch.device:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,22 +25,31 @@ from llvq.runtime.bind import op_of
 from llvq.sources import TensorSpec
 
 
-def attach_weights(gms: Mapping[str, GraphModule], tensors: Mapping[str, Tensor]) -> None:
+def attach_weights(
+    gms: Mapping[str, GraphModule],
+    tensors: Mapping[str, Tensor],
+    keep: Callable[[Tensor], Tensor] | None = None,
+) -> None:
     """Give graphs, by the names of their stages, their weights out of `tensors`, which reads one
-    whenever it is asked.
+    whenever it is asked. `keep` takes each in its last form, and gives what is to be held of it.
 
     Raises ArtifactError at a stage: a weight that is not there, or not what the graph says.
     """
     held: dict[str, Tensor] = {}
+    kept = keep or _as_it_is
     for name, gm in gms.items():
         with _located(name):
-            _fold(gm, foldable(gm), _Reader(tensors, graphs.weights(gm)), held)
+            _fold(gm, foldable(gm), _Reader(tensors, graphs.weights(gm)), held, kept)
     for name, gm in gms.items():
         wanted = graphs.weights(gm)
         for weight in wanted.keys() - held.keys():
-            held[weight] = tensors[weight]
+            held[weight] = kept(tensors[weight])
         with _located(name):
             graphs.attach(gm, {weight: held[weight] for weight in wanted})
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager
@@ -89,14 +98,20 @@ class _Reader:
         return tensor
 
 
-def _fold(gm: GraphModule, plan: dict[Node, str], read: _Reader, held: dict[str, Tensor]) -> None:
+def _fold(
+    gm: GraphModule,
+    plan: dict[Node, str],
+    read: _Reader,
+    held: dict[str, Tensor],
+    keep: Callable[[Tensor], Tensor],
+) -> None:
     """Put results in place of the nodes of a plan, computing those that are not `held` yet."""
     for base, leaves in _leaves(plan).items():
         if any(plan[leaf] not in held for leaf in leaves):
             with torch.no_grad():
                 value = _evaluate(base, read)
             for leaf in leaves:
-                held[plan[leaf]] = value if leaf is base else value[leaf.args[1]]
+                held[plan[leaf]] = keep(value if leaf is base else value[leaf.args[1]])
             del value
         for leaf in leaves:
             _replace(gm, leaf, plan[leaf])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx import GraphModule
 
 import llvq.dialect  # noqa: F401  (graphs call its ops)
 from llvq import graphs
@@ -19,9 +20,10 @@ from llvq.graphs.on_meta import check_values, run_on_meta
 from llvq.runtime.attention_plans import plans_of
 from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
 from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles, require
-from llvq.runtime.executable import CompiledStage, Executable
+from llvq.runtime.executable import DECODING, CompiledStage, Executable
 from llvq.runtime.fit import check_fit, located, misfit
 from llvq.runtime.fold import attach_weights
+from llvq.runtime.streamed_weights import LIMITS, HostMemory, stream_weights
 
 
 def op_table(names: Collection[str] | None = None) -> dict[str, str]:
@@ -70,10 +72,12 @@ def executable(
     *,
     stages: Collection[str] | None = None,
     documents: Mapping[str, Any] | None = None,
+    low_memory: bool = False,
 ) -> Executable:
     """Build the stages of an open box on a device: all, or those named.
 
-    `documents`: graphs to build in place of those of the box, that read the same weights. Raises
+    `documents`: graphs to build in place of those of the box, that read the same weights.
+    `low_memory`: weights stay in the memory of the host, and are copied when they are used. Raises
     ArtifactError: graphs that do not do what they say, weights that are not theirs, more memory
     than the machine has; TargetError: the machine is of another kind; KernelError: a kernel that
     does not compute what its op says. No weight is read before all of it fits.
@@ -94,16 +98,27 @@ def executable(
         bind_kernels(box, built)
         for plan in plans_of(built, {name: specs[name].inputs for name in built}):
             cudnn_attention.prepare(*plan, device=exact_device(device))
+    where = exact_device(device)
     try:
-        attach_weights(built, tensors)
+        attach_weights(built, tensors, HostMemory(where, LIMITS).keep if low_memory else None)
     except ArtifactError as error:
         raise located(box, error, str(error.where)) from error
+    if low_memory:
+        for family in _families(built):
+            stream_weights(family, where, LIMITS)
     torch.cuda.empty_cache()  # what weights were before they were folded; nothing on a CPU
     made = {
         name: CompiledStage(name, gm, specs[name].inputs, tuple(specs[name].outputs))
         for name, gm in built.items()
     }
-    return Executable(made, facts, exact_device(device))
+    return Executable(made, facts, where, streams_weights=low_memory)
+
+
+def _families(built: Mapping[str, GraphModule]) -> list[dict[str, GraphModule]]:
+    """Stages whose calls come one after the other: those that decode have a thread of their own."""
+    decoding = {name: gm for name, gm in built.items() if name in DECODING}
+    others = {name: gm for name, gm in built.items() if name not in DECODING}
+    return [family for family in (others, decoding) if family]
 
 
 def _side(name: str, read: Collection[str]) -> str:
