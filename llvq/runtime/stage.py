@@ -107,6 +107,7 @@ class Stage(Generic[Item, Result]):
             self.cancel()
         if self._depth:
             self._worker.join()
+        del self._fn  # an error's traceback holds the stage, which need not hold what `fn` is of
         if error is None and not self._told:
             self._raise_error()
 

@@ -7,7 +7,6 @@ recorded with, into the tensors that it gave then.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -18,27 +17,10 @@ from llvq.errors import ContractError
 from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, recorder
 from llvq.runtime.denoiser import Denoiser
 from llvq.runtime.executable import Executable
-from llvq.runtime.session import Prompt, Session, schedule_of
+from llvq.runtime.session import schedule_of
+from tests.runtime.fakes import Recorder
 
 Results = tuple[Tensor, ...]
-
-
-class Recorder:
-    """Counts what it records and replays."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        self.recorded += 1
-        kept = run()
-
-        def replay() -> None:
-            self.replayed += 1
-            for place, result in zip(kept, run(), strict=True):
-                place.copy_(result)
-
-        return replay, kept
 
 
 class RecordedDenoiser(Denoiser):
@@ -180,12 +162,5 @@ def _scaled(x: Tensor, scale: int) -> Results:
     return (torch.mm(x, x) * scale,)
 
 
-def test_on_a_cpu_nothing_is_recorded(executable: Executable) -> None:
+def test_on_a_cpu_nothing_is_recorded() -> None:
     assert recorder(torch.device("cpu"), threading.Lock()) is None
-    facts = executable.facts
-    embeds = torch.ones(1, facts.text_len, facts.text_dim, dtype=facts.torch_dtype)
-    made = [
-        list(Session(executable, [Prompt(embeds)], latents_only=True, cuda_graphs=choice))
-        for choice in (True, False)
-    ]
-    assert torch.equal(made[0][0].latents, made[1][0].latents)

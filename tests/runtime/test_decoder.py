@@ -8,14 +8,12 @@ from llvq.runtime.decoder import Decoder
 from llvq.runtime.denoiser import Denoised
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import Prompt, Session
+from tests.runtime.fakes import Recorder, random_chunk, shown, streamed
 
 
 def chunk_of(executable: Executable, seed: int) -> Denoised:
-    facts = executable.facts
-    shape = (1, facts.frames_per_chunk, facts.latent_channels, *facts.latent_hw)
-    latent = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    latent = latent.to(facts.torch_dtype)
-    return Denoised(latent, latent, torch.zeros_like(latent), torch.zeros(shape[:2]))
+    latent = random_chunk(executable, seed).latent
+    return Denoised(latent, latent, torch.zeros_like(latent), torch.zeros(latent.shape[:2]))
 
 
 def test_a_chunk_has_four_frames_per_latent_and_the_first_three_less(
@@ -51,3 +49,42 @@ def test_state_does_not_keep_feature_maps_alive(executable: Executable) -> None:
         state = [tensor for output, tensor in outputs.items() if ".state." in output]
         assert state
         assert all(t.untyped_storage().nbytes() == t.nbytes for t in state)
+
+
+def video_of(model: Executable, chunks: int) -> torch.Tensor:
+    """What a streamed decoder should show: all latents at once."""
+    facts, latents = model.facts, []
+    for seed in range(chunks):
+        chunk = random_chunk(model, seed)
+        x0 = chunk.latent.float() - chunk.sigma[:, :, None, None, None] * chunk.velocity.float()
+        latents += list(x0[0])
+    return shown(latents, torch.zeros(facts.latent_hw), facts, 0)
+
+
+def test_a_streamed_decoder_remembers_in_its_rings(executable: Executable) -> None:
+    model = streamed(executable)
+    for _ in range(2):  # rings are of one video
+        decoder = Decoder(model)
+        made = [decoder(random_chunk(model, seed)) for seed in range(4)]
+        assert torch.equal(torch.cat(made), video_of(model, 4))
+    assert int(decoder.decoded) == 4 * model.facts.frames_per_chunk
+
+
+def test_a_streamed_decoder_is_recorded_and_its_rings_stay_where_they_are(
+    executable: Executable,
+) -> None:
+    model, recorder = streamed(executable), Recorder()
+    decoder = Decoder(model, record=recorder)
+    (ring,) = decoder.state.values()
+    made = [decoder(random_chunk(model, seed)) for seed in range(4)]
+    assert torch.equal(torch.cat(made), video_of(model, 4))
+    assert decoder.state == {"decode_state.0": ring} and ring.any()
+    calls = 4 * model.facts.frames_per_chunk // model.facts.latents_per_decode
+    assert (recorder.recorded, recorder.replayed) == (1, calls - 2)
+
+
+def test_a_decoder_that_returns_its_state_is_not_recorded(executable: Executable) -> None:
+    """It would be copied into place at every call: gigabytes."""
+    recorder = Recorder()
+    Decoder(executable, record=recorder)(random_chunk(executable, 0))
+    assert recorder.recorded == 0
