@@ -42,6 +42,13 @@ def run(
         Path | None,
         typer.Option(metavar="DIR", help="Keep embeddings of prompts here, and look for them."),
     ] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Keep weights in the memory of the host; see llvq plan --low-memory.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Default: STEM.mp4 in this folder.")
     ] = None,
@@ -101,7 +108,17 @@ def run(
     length = DEFAULT_SECONDS if seconds is None else seconds
     prompts, cuts = tuple(prompt or ()), tuple(cut or ())
     request = Request(
-        prompts, length, seed, steps, image, embeds, cuts, noise, latents_only, prompt_cache
+        prompts,
+        length,
+        seed,
+        steps,
+        image,
+        embeds,
+        cuts,
+        noise,
+        latents_only,
+        prompt_cache,
+        low_memory,
     )
     began = time.perf_counter()
     with stderr().status("loading"):

@@ -54,12 +54,15 @@ def encoder_identity(box: Box) -> str | None:
 class Embedder:
     """Embeds the prompts of an open box, on the device of its target. May be shared by threads.
 
-    `cache`: a folder for embeddings; None for no cache. `encoded` counts runs of the encoder, and
-    `damaged` has the entries of the cache that it replaced.
+    `cache`: a folder for embeddings; None for no cache. `low_memory`: as of `executable`. `encoded`
+    counts runs of the encoder, and `damaged` has the entries of the cache that it replaced.
     """
 
-    def __init__(self, box: Box, cache: str | Path | None = None) -> None:
-        self.box, self.device = box, TARGET_DEVICES[box.manifest["target"]]
+    def __init__(
+        self, box: Box, cache: str | Path | None = None, *, low_memory: bool = False
+    ) -> None:
+        self.box, self.low_memory = box, low_memory
+        self.device = TARGET_DEVICES[box.manifest["target"]]
         self.facts = RunFacts.from_dict(box.manifest["state"])
         self.identity = encoder_identity(box)
         self.encoded = 0
@@ -104,7 +107,7 @@ class Embedder:
 
     def _encode(self, tokens: PromptTokens) -> Tensor:
         if self._encoder is None:
-            model = executable(self.box, self.device, stages=(ENCODER,))
+            model = executable(self.box, self.device, stages=(ENCODER,), low_memory=self.low_memory)
             self._encoder = model.stage(ENCODER)
         inputs = {"ids": tokens.ids.to(self.device), "mask": tokens.mask.to(self.device)}
         embeds = self._encoder(inputs)["prompt_embeds"]

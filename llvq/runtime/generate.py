@@ -26,7 +26,8 @@ class Request:
 
     `noise`: a safetensors file with `noise`, and `initial_latent` for an image-to-video; else the
     noise comes from `seed`. `cuts`: chunks of the embeddings that begin a shot. `prompt_cache`: a
-    folder where embeddings of prompts are kept, and looked for.
+    folder where embeddings of prompts are kept, and looked for. `low_memory`: weights are copied to
+    the device when they are used, and stay in the memory of the host.
     """
 
     prompts: tuple[str, ...] = ()
@@ -39,6 +40,7 @@ class Request:
     noise: Path | None = None
     latents_only: bool = False
     prompt_cache: Path | None = None
+    low_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache).
     """
     box = open_runnable(box_path)
-    embedder = Embedder(box, request.prompt_cache)
+    embedder = Embedder(box, request.prompt_cache, low_memory=request.low_memory)
     facts = embedder.facts
     check_seed(request.seed)
     schedule_of(facts, request.steps)
@@ -130,7 +132,8 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     latent = find_tensor(request.noise, "initial_latent") if request.noise else None
     prompts = embed(embedder, script) if script else given
     embedder.release()
-    model = executable(box, embedder.device, stages=box.manifest["stages"].keys() - {ENCODER})
+    stages = box.manifest["stages"].keys() - {ENCODER}
+    model = executable(box, embedder.device, stages=stages, low_memory=request.low_memory)
     if pixels is not None:
         latent = encode_image(model, pixels)
     session = Session(

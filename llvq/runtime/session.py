@@ -72,17 +72,18 @@ class Session:
         self.image = None if image_latent is None else upload(image_latent, self.device)
         self.decode_depth = decode_depth
         one_at_a_time = threading.Lock()
+        records = cuda_graphs and not executable.streams_weights
         self._denoiser = Denoiser(
             executable,
             schedule_of(facts, steps),
-            record=recorder(self.device, one_at_a_time) if cuda_graphs else None,
+            record=recorder(self.device, one_at_a_time) if records else None,
             timeline=timeline,
         )
         self._emitter = Emitter(
             executable,
             decodes=not latents_only,
             depth=decode_depth,
-            record=recorder(executable.decodes_on, one_at_a_time) if cuda_graphs else None,
+            record=recorder(executable.decodes_on, one_at_a_time) if records else None,
             timeline=timeline,
         )
         self._random = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
+from llvq.graphs.weight_groups import Limits
 from tests.cli.conftest import Typed, type_command
 
 Invoke = Callable[..., Result]
@@ -144,3 +145,17 @@ def test_an_existing_video_is_kept(invoke: Invoke, box: Typed, tmp_path: Path) -
     result = invoke("run", box.path, "--prompt", "a kite")
     assert result.exit_code == 5
     assert (tmp_path / "model.mp4").read_bytes() == b"mine"
+
+
+def test_weights_in_the_memory_of_the_host_make_the_same_latents(
+    invoke: Invoke, box: Typed, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llvq.runtime.load.LIMITS", Limits(group=2**16, smallest=2**10))
+    tensors = ("--embeds", str(inputs), "--noise", str(inputs), "--latents-only", "--steps", "1")
+    for name, more in (("whole", ()), ("little", ("--low-memory",))):
+        out = str(tmp_path / f"{name}.safetensors")
+        result = invoke("run", str(box.path), *tensors, *more, "--out", out)
+        assert result.exit_code == 0, result.output
+    whole, little = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "little"))
+    assert whole.keys() == little.keys()
+    assert all(torch.equal(whole[name], little[name]) for name in whole)

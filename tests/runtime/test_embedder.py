@@ -41,9 +41,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     asked: list[object] = []
     build = module.executable
 
-    def noted(box: Box, device: str, *, stages: tuple[str, ...]) -> object:
+    def noted(box: Box, device: str, *, stages: tuple[str, ...], low_memory: bool) -> object:
         asked.append(stages)
-        return build(box, device, stages=stages)
+        return build(box, device, stages=stages, low_memory=low_memory)
 
     monkeypatch.setattr(module, "executable", noted)
     return asked
