@@ -11,16 +11,17 @@ from llvq.dialect.fp8_attention_ops import (
 from llvq.dialect.fp8_ops import (
     add_norm_quantize_fp8,
     fp8_linear,
+    fp8_norm_scale,
     gelu_quantize_fp8,
     norm_modulate_quantize_fp8,
     quantize_fp8,
+    rms_norm_rope_fp8,
     widen,
 )
 from llvq.dialect.frame_ops import (
     channels_last_weight,
     conv3d_fp8,
     fp8_conv_weight,
-    fp8_norm_scale,
     pixels,
     subpixel_weight,
     upsample_conv,
@@ -88,6 +89,7 @@ __all__ = [
     "ring_write_normed",
     "rms_norm",
     "rms_norm_rope",
+    "rms_norm_rope_fp8",
     "rope",
     "subpixel_weight",
     "swizzle_scales",

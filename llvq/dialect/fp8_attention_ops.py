@@ -1,7 +1,7 @@
 """Attention in FP8: Q, K, V and the softmax weights are E4M3, sums and softmax are fp32.
 
-Q has one scale per token and head. K has one scale for all of it, and V another, so that neither
-product needs more than one factor. Weights are at most 1 and are scaled by 256. What comes out is a
+Q has one scale per token and head, or comes in FP8 with one for all of it. K has one scale for all
+of it, and V another, so that neither product needs more than one factor. Weights are at most 1 and are scaled by 256. What comes out is a
 mean of rows of V, so the scale of V reaches it: an op that ends in `quantize_fp8` writes FP8 under
 that scale, and no token has to be read twice. Shapes: B, N, M, H, D as in model_ops, E = H*D, P
 pages of history.
@@ -33,10 +33,10 @@ def attention_fp8(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -
     return _attend(q, k, v, *_scales(k, v), scale).to(q.dtype)
 
 
-def _packed_like(
-    q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object
-) -> tuple[Tensor, Tensor]:
+def _packed_like(q: Tensor, v: Tensor, q_scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the ops that end in `quantize_fp8` return."""
+    if (q.dtype == fp8.DTYPE) != (q_scale is not None):
+        raise ValueError(f"queries are {q.dtype}, and only those in FP8 come with a scale")
     batch, tokens, heads = q.shape[:3]
     return (
         q.new_empty((batch, tokens, heads * v.shape[-1]), dtype=fp8.DTYPE),
@@ -44,14 +44,20 @@ def _packed_like(
     )
 
 
-@op(fake=_packed_like, tolerance=WEIGHT_ROUNDING_AND_STEP)
+def _attention_quantize_fp8_fake(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, q_scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return _packed_like(q, v, q_scale)
+
+
+@op(fake=_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING_AND_STEP)
 def attention_quantize_fp8(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, q_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """`attention_fp8` with its heads side by side: values e4m3 [B, N, E], and [B, N, 1] times the
-    scale of V."""
+    scale of V. With q_scale [1], q is e4m3 and stands for `q * q_scale`."""
     k_scale, v_scale = _scales(k, v)
-    return _packed(_attend(q, k, v, k_scale, v_scale, scale), v_scale)
+    return _packed(_attend(q, k, v, k_scale, v_scale, scale, q_scale), v_scale)
 
 
 def _scales(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +95,26 @@ def paged_attention_fp8(
     return _attend(q, window_k, window_v, k_scale, v_scale, scale).to(q.dtype)
 
 
-@op(fake=_packed_like, tolerance=WEIGHT_ROUNDING_AND_STEP)
+def _paged_attention_quantize_fp8_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pages: Sequence[Tensor],
+    table: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: float | None,
+    layer: int,
+    kv_format: str,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    if q_scale is not None and cos is not None:
+        raise ValueError("queries in FP8 cannot be rotated")
+    return _packed_like(q, v, q_scale)
+
+
+@op(fake=_paged_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING_AND_STEP)
 def paged_attention_quantize_fp8(
     q: Tensor,
     k: Tensor,
@@ -101,13 +126,20 @@ def paged_attention_quantize_fp8(
     scale: float | None,
     layer: int,
     kv_format: str,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`paged_attention_fp8` with its heads side by side: values e4m3 [1, N, E], and [1, N, 1] times
-    the scale of V."""
-    q, window_k, window_v, k_scale, v_scale = _windows(
+    the scale of V.
+
+    With q_scale [1], q is e4m3 and stands for `q * q_scale`. With k_scale [1], that is the scale of
+    all of K as it is attended, in place of one that its magnitudes give.
+    """
+    q, window_k, window_v, found, v_scale = _windows(
         q, k, v, pages, table, cos, sin, layer, kv_format
     )
-    return _packed(_attend(q, window_k, window_v, k_scale, v_scale, scale), v_scale)
+    k_scale = found if k_scale is None else k_scale
+    return _packed(_attend(q, window_k, window_v, k_scale, v_scale, scale, q_scale), v_scale)
 
 
 def _windows(
@@ -144,10 +176,19 @@ def _window_scale(own: Tensor, bounds: Tensor) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor, scale: float | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    scale: float | None,
+    q_scale: Tensor | None = None,
 ) -> Tensor:
     """fp32 [B, N, H, D]. Head by head, to keep the scores of one in memory: [B, N, M] in fp32."""
-    q_values, q_scale = fp8.quantize(q, (-1,))
+    if q_scale is None:
+        q_values, q_scale = fp8.quantize(q, (-1,))
+    else:
+        q_values, q_scale = q, q_scale.expand(*q.shape[:-1], 1)
     k_values, v_values = fp8.encode(k, k_scale), fp8.encode(v, v_scale)
     factor = q_scale * k_scale * (q.shape[-1] ** -0.5 if scale is None else scale)
     heads = []

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llvq.dialect.model_ops import gate_residual, norm_modulate
+from llvq.dialect.model_ops import gate_residual, norm_modulate, rms_norm, rope
 from llvq.dialect.nvfp4_ops import dequantize
 from llvq.dialect.registry import BF16_ROUNDING, EXACT, Tolerance, op, require_same_k
 from llvq.formats import fp8
+from llvq.formats.nvfp4 import E4M3_MAX
 
 # A norm that is summed in another order, or another tanh, may round to the neighbouring code: at
 # the top of the range, where values are compared with the largest, that is 32 of 448.
@@ -157,3 +158,55 @@ def add_norm_quantize_fp8(
     else:
         normed = F.layer_norm(total, total.shape[-1:], weight, bias, eps)
     return total.contiguous(), *quantize_fp8.reference(normed)
+
+
+def _fp8_norm_scale_fake(gamma: Tensor, factor: float) -> Tensor:
+    return gamma.new_empty((1,), dtype=torch.float32)
+
+
+@op(fake=_fp8_norm_scale_fake, tolerance=EXACT)
+def fp8_norm_scale(gamma: Tensor, factor: float) -> Tensor:
+    """The scale fp32 [1] with which no value up to `factor * max|gamma|` leaves e4m3.
+
+    A row over its norm has no element above 1, so that bounds what a norm by `factor` gives, and
+    its SiLU; an RMS norm over C channels has the factor sqrt(C), and a rotation of pairs adds
+    sqrt(2). E4M3 is floating: the bound costs no precision of values far below it.
+    """
+    bound = gamma.float().abs().amax() * (factor / E4M3_MAX)
+    return torch.where(bound > 0, bound, torch.ones_like(bound)).reshape(1)
+
+
+def _rms_norm_rope_fp8_fake(
+    x: Tensor,
+    weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    out_scale: Tensor,
+    heads: int,
+    eps: float,
+    round_first: bool,
+) -> Tensor:
+    if (cos is None) != (sin is None):
+        raise ValueError("a rotation has cos and sin, or there is none")
+    return x.new_empty((*x.shape[:-1], heads, x.shape[-1] // heads), dtype=fp8.DTYPE)
+
+
+@op(fake=_rms_norm_rope_fp8_fake, tolerance=FP8_STEP)
+def rms_norm_rope_fp8(
+    x: Tensor,
+    weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    out_scale: Tensor,
+    heads: int,
+    eps: float,
+    round_first: bool,
+) -> Tensor:
+    """`rms_norm_rope`, or `rms_norm` alone where there is no rotation, as e4m3 [B, N, H, D].
+
+    Values are divided by out_scale [1], which `fp8_norm_scale` gives; none of them is searched for.
+    """
+    normed = rms_norm.reference(x, weight, eps, round_first).unflatten(-1, (heads, -1))
+    if cos is not None and sin is not None:
+        normed = rope.reference(normed, cos, sin)
+    return fp8.encode(normed, out_scale)

@@ -45,21 +45,6 @@ def fp8_conv_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.movedim(1, -1).contiguous(), scales.flatten()
 
 
-def _fp8_norm_scale_fake(gamma: Tensor, factor: float) -> Tensor:
-    return gamma.new_empty((1,), dtype=torch.float32)
-
-
-@op(fake=_fp8_norm_scale_fake, tolerance=EXACT)
-def fp8_norm_scale(gamma: Tensor, factor: float) -> Tensor:
-    """The scale fp32 [1] with which no SiLU(x / |x| * factor * gamma) leaves e4m3.
-
-    A unit vector has no element above 1, and SiLU makes no magnitude larger. E4M3 is floating: the
-    bound costs no precision of values far below it.
-    """
-    bound = gamma.float().abs().amax() * (factor / FP8_MAX)
-    return torch.where(bound > 0, bound, torch.ones_like(bound)).reshape(1)
-
-
 def _subpixel_weight_fake(weight: Tensor) -> Tensor:
     features, channels = weight.shape[:2]
     return weight.new_empty((2, 2, features, 2, 2, channels))

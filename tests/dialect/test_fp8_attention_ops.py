@@ -266,3 +266,48 @@ def test_over_pages_too(check_op: Any, randn: Any, kv_format: str) -> None:
     values, scale = check_op(paged_attention_quantize_fp8, *args)
     found = (values.float() * scale).unflatten(-1, (HEADS, -1))
     assert far(found, paged_attention_fp8.overload(*args).float()) < 2**-4
+
+
+def test_queries_may_come_in_fp8(check_op: Any, randn: Any) -> None:
+    q, k, v = (randn(1, tokens, HEADS, HEAD_DIM) for tokens in (5, 9, 9))
+    q_scale = torch.tensor([0.03])
+    codes = fp8.encode(q, q_scale)
+    values, scale = check_op(attention_quantize_fp8, codes, k, v, 0.2, q_scale)
+    found = (values.float() * scale).unflatten(-1, (HEADS, -1))
+    _, *held = rounded_qkv(q, k, v)
+    assert far(found, sdpa(codes.float() * q_scale, *held, 0.2)) < ROUNDED_WEIGHTS + 2**-4
+
+
+@FORMATS
+@pytest.mark.parametrize("rotated", [False, True])
+def test_the_scale_of_k_may_be_given(
+    check_op: Any, randn: Any, kv_format: str, rotated: bool
+) -> None:
+    """A bound that is 9 times as large as it had to be costs nothing: E4M3 is floating."""
+    pages = written(randn, kv_format, BF16, (2, 0), 1)
+    q, k, v = (chunk(randn, BF16) for _ in range(3))
+    angles = places() if rotated else (None, None)
+    args = (pages, int64(2, 0), *angles, None, 1, kv_format)
+    scale = KV_FORMATS[kv_format].bound(pages, 1, 0, int64(2, 0)).amax().view(1) * 9 / 448
+    found, plain = (
+        values.float() * v_scale
+        for values, v_scale in (
+            check_op(paged_attention_quantize_fp8, q, k, v, *args, None, scale),
+            paged_attention_quantize_fp8.overload(q, k, v, *args),
+        )
+    )
+    wanted = paged_attention_fp8.overload(q, k, v, *args).float().flatten(2)
+    assert far(found, wanted) < 2 * ROUNDED_WEIGHTS + 2**-4
+    assert not torch.equal(found, plain)
+
+
+def test_queries_and_their_scale_come_together(randn: Any) -> None:
+    x, scale = torch.empty(1, 5, 2, 32, device="meta"), torch.empty(1, device="meta")
+    with pytest.raises(ValueError, match="only those in FP8 come with a scale"):
+        attention_quantize_fp8.overload(x, x, x, None, scale)
+    table, angle = torch.empty(0, dtype=torch.int64, device="meta"), scale.expand(5, 16)
+    with pytest.raises(ValueError, match="only those in FP8 come with a scale"):
+        attention_quantize_fp8.overload(x.to(fp8.DTYPE), x, x)
+    args = (x, x, [], table, angle, angle, None, 0, "none", scale)
+    with pytest.raises(ValueError, match="queries in FP8 cannot be rotated"):
+        paged_attention_quantize_fp8.overload(x.to(fp8.DTYPE), *args)

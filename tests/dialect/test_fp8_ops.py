@@ -16,14 +16,17 @@ from llvq.dialect import (
     add_norm_quantize_fp8,
     dequantize,
     fp8_linear,
+    fp8_norm_scale,
     gate_residual,
     gelu_quantize_fp8,
     norm_modulate,
     norm_modulate_quantize_fp8,
     quantize_fp8,
+    rms_norm_rope,
+    rms_norm_rope_fp8,
     widen,
 )
-from llvq.formats import nvfp4
+from llvq.formats import fp8, nvfp4
 
 BF16, FP32, E4M3 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
 DTYPES = pytest.mark.parametrize("dtype", [BF16, FP32])
@@ -209,3 +212,43 @@ def test_a_norm_has_one_kind_of_parameters() -> None:
         call(x, x, None, vector, None, None, None, 1e-6)
     with pytest.raises(ValueError, match="modulated, or it has weight and bias, not both"):
         call(x, x, None, vector, vector, vector[0, 0], None, 1e-6)
+
+
+@DTYPES
+def test_a_norm_never_leaves_its_scale(check_op: Any, randn: Any, dtype: torch.dtype) -> None:
+    """One channel has all of a row, and its pair is turned so that it grows most."""
+    width, weight = 48, randn(48, dtype=dtype)
+    rows = torch.eye(width, dtype=dtype) * 7.0
+    pairs = rows + rows.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    for x, turn in ((rows, 1.0), (pairs, 2**0.5)):
+        scale = check_op(fp8_norm_scale, weight, width**0.5 * turn)
+        normed = F.rms_norm(x.float(), (width,), weight.float(), 0.0)
+        angle = torch.pi / 4 if turn > 1 else 0.0
+        even, odd = normed.unflatten(-1, (-1, 2)).unbind(-1)
+        longest = (even * torch.tensor(angle).cos() + odd * torch.tensor(angle).sin()).abs().max()
+        assert scale.shape == (1,) and longest <= scale * 448 * (1 + 1e-6)
+    assert check_op(fp8_norm_scale, torch.zeros_like(weight), 4.0) == 1.0
+
+
+@DTYPES
+@pytest.mark.parametrize("round_first", [True, False])
+@pytest.mark.parametrize("rotated", [True, False])
+def test_rms_norm_rope_fp8_is_its_parts(
+    check_op: Any, randn: Any, dtype: torch.dtype, round_first: bool, rotated: bool
+) -> None:
+    x, weight = randn(2, 5, 48, dtype=dtype), randn(48, dtype=dtype)
+    angles = randn(5, 8)
+    cos, sin = (angles.cos(), angles.sin()) if rotated else (None, None)
+    still = torch.ones(5, 8), torch.zeros(5, 8)
+    scale = fp8_norm_scale.overload(weight, 96**0.5)
+    found = check_op(rms_norm_rope_fp8, x, weight, cos, sin, scale, 3, 1e-6, round_first)
+    turn = (cos, sin) if rotated else still
+    parts = rms_norm_rope.overload(x, weight, *turn, 3, 1e-6, round_first)
+    assert same([found], [fp8.encode(parts, scale)])
+    assert found.float().abs().max() > 32
+
+
+def test_a_rotation_has_cos_and_sin() -> None:
+    x, half = torch.empty(1, 3, 48, device="meta"), torch.empty(3, 8, device="meta")
+    with pytest.raises(ValueError, match="cos and sin, or there is none"):
+        rms_norm_rope_fp8.overload(x, x[0, 0], half, None, x[0, 0, :1], 3, 1e-6, True)
