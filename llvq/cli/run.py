@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from llvq.runtime.executable import RunFacts
     from llvq.runtime.latents import LatentWriter
     from llvq.runtime.session import Session
+    from llvq.runtime.timeline import Timeline
     from llvq.runtime.video import VideoWriter
 
 TENSORS = "Tensors instead of prompts"
@@ -49,6 +51,14 @@ def run(
             help="Keep weights in the memory of the host; see llvq plan --low-memory.",
         ),
     ] = False,
+    decode_device: Annotated[
+        str | None,
+        typer.Option(metavar="cuda:N", help="Decode on another GPU, beside the denoiser."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what was done when, for ui.perfetto.dev."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Default: STEM.mp4 in this folder.")
     ] = None,
@@ -96,15 +106,20 @@ def run(
       llvq run model.llvq --prompt "a harbour at dawn" --prompt "the same harbour, rain" -o a.mp4
       llvq run model.llvq --prompt "she turns around" --image portrait.png --seed 7
       llvq run model.llvq --prompt "a red kite over the sea" --prompt-cache prompts
+      llvq run model.llvq --prompt "a red kite over the sea" --decode-device cuda:1
       llvq run model.llvq --embeds io.safetensors --noise io.safetensors --latents-only
     """
     from llvq.cli.output import check_output
     from llvq.cli.table import note, stderr
     from llvq.runtime.generate import Request, open_session
+    from llvq.runtime.timeline import Timeline
 
     path = out or Path(box.resolve().stem + (".safetensors" if latents_only else ".mp4"))
     _check_request(prompt, seconds, embeds, cut, prompt_cache)
-    check_output(path, force=force, kind="file")
+    _check_decodes(decode_device, latents_only=latents_only)
+    for made in (path, trace):
+        if made is not None:
+            check_output(made, force=force, kind="file")
     length = DEFAULT_SECONDS if seconds is None else seconds
     prompts, cuts = tuple(prompt or ()), tuple(cut or ())
     request = Request(
@@ -119,10 +134,12 @@ def run(
         latents_only,
         prompt_cache,
         low_memory,
+        decode_device,
     )
+    timeline = None if trace is None else Timeline()
     began = time.perf_counter()
     with stderr().status("loading"):
-        opened = open_session(box, request)
+        opened = open_session(box, request, timeline)
     facts = opened.session.facts
     for text in opened.truncated:
         note(f"note: longer than {facts.text_len} tokens, the rest is not read: {text[:60]!r}...")
@@ -130,7 +147,9 @@ def run(
         note(f"note: {error.what}, and was encoded again: {error.where}: {error.because}")
     timing = Timing(setup=time.perf_counter() - began)
     with _writer(path, facts, latents_only=latents_only) as writer:
-        _generate(opened.session, writer, timing)
+        _generate(opened.session, writer, timing, timeline)
+    if timeline is not None and trace is not None:
+        timeline.write(trace)
     timing.show(path, writer.frames, facts, latents_only=latents_only, as_json=json)
 
 
@@ -162,6 +181,15 @@ def _check_request(
         )
 
 
+def _check_decodes(decode_device: str | None, *, latents_only: bool) -> None:
+    if decode_device is not None and latents_only:
+        raise SessionError(
+            "--decode-device was given together with --latents-only",
+            because="nothing is decoded",
+            fix="leave out one or the other",
+        )
+
+
 def _writer(path: Path, facts: RunFacts, *, latents_only: bool) -> VideoWriter | LatentWriter:
     from llvq.runtime.latents import LatentWriter
     from llvq.runtime.video import VideoWriter
@@ -172,16 +200,21 @@ def _writer(path: Path, facts: RunFacts, *, latents_only: bool) -> VideoWriter |
     return VideoWriter(path, fps=facts.fps, height=height, width=width)
 
 
-def _generate(session: Session, writer: VideoWriter | LatentWriter, timing: Timing) -> None:
+def _generate(
+    session: Session,
+    writer: VideoWriter | LatentWriter,
+    timing: Timing,
+    timeline: Timeline | None,
+) -> None:
     """Write chunk after chunk, with the speed so far beside the bar."""
     from llvq.cli.table import chunk_progress
+    from llvq.runtime.write import write
 
     began = time.perf_counter()
-    with chunk_progress() as bar:
+    with chunk_progress() as bar, closing(write(session, writer, timeline)) as chunks:
         task = bar.add_task("chunks", total=len(session.script), speed="")
-        for chunk in session:
-            writer.append(chunk.latents if chunk.frames is None else chunk.frames)
-            timing.generate = time.perf_counter() - began
+        for written in chunks:
+            timing.generate = written.when - began
             timing.first = timing.generate if timing.first is None else timing.first
             speed = f"{writer.frames} frames, {writer.frames / timing.generate:.2f} FPS"
             bar.update(task, advance=1, speed=speed)

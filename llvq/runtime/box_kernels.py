@@ -17,13 +17,14 @@ from llvq.runtime.kernels import Kernels, load_kernel
 from llvq.runtime.self_check import self_check
 
 
-def bind_kernels(box: Box, gms: Mapping[str, GraphModule]) -> None:
-    """Bind the ops of graphs of a box for a GPU to its kernels, once those are found to be right.
+def bind_kernels(box: Box, gms: Mapping[str, GraphModule], device: torch.device) -> None:
+    """Bind the ops of graphs of a box for a GPU to its kernels, once those are found to be right on
+    `device`, which is the current one.
 
     Raises TargetError: the machine is of another kind; KernelError: a kernel that is not of this
     llvq, cannot be loaded, or does not compute what its op says; ArtifactError.
     """
-    device = require(box.manifest["target"])
+    require(box.manifest["target"])
     check_sources(box)
     chip = box.manifest["kernels"]["chip"]
     table = read_table(box, chip)

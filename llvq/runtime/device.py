@@ -49,6 +49,31 @@ def require(target: str) -> torch.device:
     return exact_device(TARGET_DEVICES[target])
 
 
+def check_decode_device(name: str, target: str) -> str:
+    """A device that may decode what a box for `target` denoises: another GPU of the same kind.
+
+    Raises TargetError.
+    """
+    if TARGET_DEVICES[target] != "cuda":
+        raise _no_decoder(name, f"the box is for {target}, which has one device", "leave it out")
+    own, count = exact_device(TARGET_DEVICES[target]), torch.cuda.device_count()
+    others = [f"cuda:{index}" for index in range(count) if index != own.index]
+    fix = f"use {' or '.join(others)}, or leave it out" if others else "leave it out"
+    if name == str(own) or name == own.type:
+        because = "that is the device of the denoiser, where decoding runs beside it anyway"
+        raise _no_decoder(name, because, fix)
+    if name not in others:
+        here = f"this machine has {', '.join(sorted([str(own), *others]))}"
+        raise _no_decoder(name, here, fix)
+    if (chip := chip_of(torch.cuda.get_device_capability(name))) != target:
+        raise _no_decoder(name, f"it is {chip}, and the kernels of the box are for {target}", fix)
+    return name
+
+
+def _no_decoder(name: str, because: str, fix: str) -> TargetError:
+    return TargetError(f"{name} cannot decode", where="--decode-device", because=because, fix=fix)
+
+
 def exact_device(device: str) -> torch.device:
     """A device as its tensors name it: `cuda` alone would differ, theirs has an index."""
     return torch.empty(0, device=device).device

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from llvq.artifact import Box
 from llvq.errors import SessionError
+from llvq.runtime.device import check_decode_device
 from llvq.runtime.embedder import ENCODER, Embedder
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
-from llvq.runtime.load import executable, open_runnable
+from llvq.runtime.load import executable, executable_on_two, open_runnable
 from llvq.runtime.prompts import PromptTokenizer, PromptTokens
 from llvq.runtime.session import Prompt, Session, check_seed, schedule_of
 from llvq.runtime.shots import Cue, chunks_for, cues
+from llvq.runtime.timeline import Timeline
 from llvq.runtime.video import read_image
 
 
@@ -27,7 +29,8 @@ class Request:
     `noise`: a safetensors file with `noise`, and `initial_latent` for an image-to-video; else the
     noise comes from `seed`. `cuts`: chunks of the embeddings that begin a shot. `prompt_cache`: a
     folder where embeddings of prompts are kept, and looked for. `low_memory`: weights are copied to
-    the device when they are used, and stay in the memory of the host.
+    the device when they are used, and stay in the memory of the host. `decode_device`: another GPU
+    that decodes.
     """
 
     prompts: tuple[str, ...] = ()
@@ -41,6 +44,7 @@ class Request:
     latents_only: bool = False
     prompt_cache: Path | None = None
     low_memory: bool = False
+    decode_device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,14 +114,19 @@ def encode_image(model: Executable, pixels: Tensor) -> Tensor:
     return model.stage("encode_image")({"image": image})["image_latent"]
 
 
-def open_session(box_path: str | Path, request: Request) -> Opened:
+def open_session(
+    box_path: str | Path, request: Request, timeline: Timeline | None = None
+) -> Opened:
     """Check the box and the request, encode what conditions the video, and load the box.
 
     Whatever can be refused is refused before a weight is loaded. The text encoder is loaded for
     prompts that are not cached alone, and is gone when the rest of the box is loaded. Raises
-    ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache).
+    ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache),
+    TargetError (the device that decodes).
     """
     box = open_runnable(box_path)
+    if request.decode_device is not None:
+        check_decode_device(request.decode_device, box.manifest["target"])
     embedder = Embedder(box, request.prompt_cache, low_memory=request.low_memory)
     facts = embedder.facts
     check_seed(request.seed)
@@ -132,8 +141,7 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
     latent = find_tensor(request.noise, "initial_latent") if request.noise else None
     prompts = embed(embedder, script) if script else given
     embedder.release()
-    stages = box.manifest["stages"].keys() - {ENCODER}
-    model = executable(box, embedder.device, stages=stages, low_memory=request.low_memory)
+    model = _model(box, embedder.device, request)
     if pixels is not None:
         latent = encode_image(model, pixels)
     session = Session(
@@ -144,8 +152,17 @@ def open_session(box_path: str | Path, request: Request) -> Opened:
         noise=noise,
         image_latent=latent.to(facts.torch_dtype) if latent is not None else None,
         latents_only=request.latents_only,
+        timeline=timeline,
     )
     return Opened(session, embedder, script.truncated if script else ())
+
+
+def _model(box: Box, device: str, request: Request) -> Executable:
+    stages, low_memory = box.manifest["stages"].keys() - {ENCODER}, request.low_memory
+    if request.decode_device is None:
+        return executable(box, device, stages=stages, low_memory=low_memory)
+    where = device, request.decode_device
+    return executable_on_two(box, *where, stages=stages, low_memory=low_memory)
 
 
 def _check_takes_image(box: Box) -> None:

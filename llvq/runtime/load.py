@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,25 +95,41 @@ def executable(
     read = set().union(*(graphs.weights_used(document) for document in documents.values()))
     if differing := sorted(read ^ set(tensors)):
         raise misfit(box, [f"weight {name} is {_side(name, read)}" for name in differing])
-    built = {name: graphs.load(documents[name], device=device) for name in chosen}
-    if needs_kernels(box):
-        bind_kernels(box, built)
-        for plan in plans_of(built, {name: specs[name].inputs for name in built}):
-            cudnn_attention.prepare(*plan, device=exact_device(device))
     where = exact_device(device)
-    try:
-        attach_weights(built, tensors, HostMemory(where, LIMITS).keep if low_memory else None)
-    except ArtifactError as error:
-        raise located(box, error, str(error.where)) from error
-    if low_memory:
-        for family in _families(built):
-            stream_weights(family, where, LIMITS)
-    torch.cuda.empty_cache()  # what weights were before they were folded; nothing on a CPU
+    built = {name: graphs.load(documents[name], device=device) for name in chosen}
+    with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
+        if needs_kernels(box):
+            bind_kernels(box, built, where)
+            for plan in plans_of(built, {name: specs[name].inputs for name in built}):
+                cudnn_attention.prepare(*plan, device=where)
+        try:
+            attach_weights(built, tensors, HostMemory(where, LIMITS).keep if low_memory else None)
+        except ArtifactError as error:
+            raise located(box, error, str(error.where)) from error
+        if low_memory:
+            for family in _families(built):
+                stream_weights(family, where, LIMITS)
+        torch.cuda.empty_cache()  # what weights were before they were folded; nothing on a CPU
     made = {
         name: CompiledStage(name, gm, specs[name].inputs, tuple(specs[name].outputs))
         for name, gm in built.items()
     }
     return Executable(made, facts, where, streams_weights=low_memory)
+
+
+def executable_on_two(
+    box: Box, device: str, decode_device: str, *, stages: Collection[str], low_memory: bool = False
+) -> Executable:
+    """Like `executable`, with the stages that decode, and their weights, on a device of their own.
+
+    Raises as `executable` does; see `check_decode_device` for which devices may decode.
+    """
+    decoding = [name for name in DECODING if name in stages]
+    others = [name for name in stages if name not in decoding]
+    model = executable(box, device, stages=others, low_memory=low_memory)
+    decoder = executable(box, decode_device, stages=decoding, low_memory=low_memory)
+    both = {**model.stages, **decoder.stages}
+    return replace(model, stages=both, decode_device=decoder.device)
 
 
 def _families(built: Mapping[str, GraphModule]) -> list[dict[str, GraphModule]]:

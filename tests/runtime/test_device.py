@@ -10,6 +10,7 @@ from llvq.errors import TargetError
 from llvq.runtime.device import (
     GPUS,
     TARGET_DEVICES,
+    check_decode_device,
     chip_of,
     exact_device,
     memory_of,
@@ -59,3 +60,50 @@ def test_devices_and_chips_by_name() -> None:
 
 def test_memory_is_that_of_the_machine() -> None:
     assert 2**28 < memory_of(torch.device("cpu")) < 2**50
+
+
+@pytest.fixture
+def two_gpus(gpu: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with two H100, the first of which is the current one."""
+    gpu.setattr(torch.cuda, "device_count", lambda: 2)
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    gpu.setattr("llvq.runtime.device.exact_device", lambda name: torch.device("cuda", 0))
+    return gpu
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_another_gpu_may_decode() -> None:
+    assert check_decode_device("cuda:1", "sm_90a") == "cuda:1"
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("name", "target", "because", "fix"),
+    [
+        ("cuda:0", "sm_90a", "the device of the denoiser", "use cuda:1, or leave it out"),
+        ("cuda", "sm_90a", "the device of the denoiser", "use cuda:1, or leave it out"),
+        ("cuda:2", "sm_90a", "this machine has cuda:0, cuda:1", "use cuda:1, or leave it out"),
+        ("cpu", "sm_90a", "this machine has cuda:0, cuda:1", "use cuda:1, or leave it out"),
+        ("gpu", "sm_90a", "this machine has cuda:0, cuda:1", "use cuda:1, or leave it out"),
+        ("cuda:1", "cpu", "the box is for cpu, which has one device", "leave it out"),
+    ],
+)
+def test_other_devices_may_not(name: str, target: str, because: str, fix: str) -> None:
+    with pytest.raises(TargetError, match=f"{name} cannot decode") as caught:
+        check_decode_device(name, target)
+    assert because in (caught.value.because or "") and caught.value.fix == fix
+    assert str(caught.value).count("\n") == 3
+
+
+def test_a_gpu_of_another_kind_may_not(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setattr(torch.cuda, "get_device_capability", lambda device=None: (10, 0))
+    with pytest.raises(TargetError, match="cuda:1 cannot decode") as caught:
+        check_decode_device("cuda:1", "sm_90a")
+    assert caught.value.because == "it is sm_100a, and the kernels of the box are for sm_90a"
+
+
+def test_one_gpu_alone_decodes_what_it_denoises(two_gpus: pytest.MonkeyPatch) -> None:
+    two_gpus.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(TargetError, match="cuda:1 cannot decode") as caught:
+        check_decode_device("cuda:1", "sm_90a")
+    assert (caught.value.because, caught.value.fix) == ("this machine has cuda:0", "leave it out")
