@@ -18,6 +18,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from llvq import graphs
+from llvq.dialect.ring_ops import BORDER
 from llvq.graphs.write import module_path, source_line
 from llvq.runtime.contract import InputSpec
 from llvq.weights import WeightRecord
@@ -73,6 +74,38 @@ class KvPool:
     kept_slots: int = 0
 
 
+@dataclass(frozen=True)
+class Ring:
+    """The ring of one convolution of a streamed decoder; `dialect.ring_ops` says what that is.
+
+    It is the input `decode_state.<index>`. `weight` names the convolution, `frame` is [H, W, C]
+    without the border, of which there are `frames` in a call and `context` before them. `rate` and
+    `skip` say which frames of the video go in.
+    """
+
+    index: int
+    weight: str
+    frame: tuple[int, int, int]
+    frames: int
+    context: int
+    dtype: torch.dtype
+    rate: int
+    skip: int
+
+    @property
+    def spec(self) -> InputSpec:
+        """What it is in the contract of a stage."""
+        height, width, channels = self.frame
+        slots = self.frames + self.context
+        shape = (slots, height + 2 * BORDER, width + 2 * BORDER, channels)
+        return InputSpec(f"decode_state.{self.index}", self.dtype, shape, "state")
+
+    @property
+    def placeholder(self) -> str:
+        """Its name in a graph."""
+        return f"ring_{self.index}"
+
+
 @dataclass
 class Program:
     """What the passes rewrite. Before `split-stages` there is one graph, named "chunk"."""
@@ -89,6 +122,7 @@ class Program:
     kv_pool: KvPool | None = None
     stage_inputs: dict[str, tuple[InputSpec, ...]] = field(default_factory=dict)
     stage_outputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rings: dict[str, Ring] = field(default_factory=dict)
 
     @property
     def graph(self) -> GraphModule:
@@ -110,6 +144,7 @@ class Program:
         twin.weights, twin.constants = dict(self.weights), dict(self.constants)
         twin.stage_inputs = dict(self.stage_inputs)
         twin.stage_outputs = dict(self.stage_outputs)
+        twin.rings = dict(self.rings)
         return twin
 
     def drop_unread_weights(self) -> None:

@@ -103,7 +103,8 @@ def upsample_conv(
     """A 3x3 convolution of frames at twice their size: [T, 2*H, 2*W, N].
 
     `ring` [R, H+2, W+2, C] holds the frames of the call, as `ring_write` puts them. weight is what
-    `subpixel_weight` gives. It is rounded, then `duplicate_up(shortcut, ...)` is added.
+    `subpixel_weight` gives. It is rounded, then the first T frames of `duplicate_up(shortcut, ...)`
+    are added.
     """
     x = ring.index_select(0, ring_slots(ring, decoded, rate, 0, offset, frames))
     out = x.new_empty(_upsample_conv_fake(ring, weight, bias, None, doubled, first, decoded, rate,
@@ -116,7 +117,7 @@ def upsample_conv(
             out[:, row::2, column::2] = conv_channels_last(part, taps, bias, None, None)
     if shortcut is None:
         return out
-    return out + duplicate_up(shortcut, weight.shape[2], doubled=doubled, first=first)
+    return out + duplicate_up(shortcut, weight.shape[2], doubled=doubled, first=first)[:frames]
 
 
 def duplicate_up(x: Tensor, features: int, *, doubled: bool, first: bool) -> Tensor:

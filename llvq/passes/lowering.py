@@ -7,6 +7,8 @@ multiplies Q with K in NVFP4 where the recipe says so. `w4a8` multiplies in FP8,
 attention, and its activations have a scale per token, so that static scales from a calibration play
 no part in it; smoothing stays. `w4a16` leaves activations in the dtype of the model. A site that is
 left over is an error, which no recipe can accept: nothing would run it.
+
+A decoder is streamed whatever the numerics: its contract becomes that of rings and of frames.
 """
 
 from __future__ import annotations
@@ -21,12 +23,19 @@ from llvq.passes.activations_in_bf16 import activations_in_bf16
 from llvq.passes.activations_to_fp8 import activations_to_fp8
 from llvq.passes.attention_to_fp8 import attention_to_fp8
 from llvq.passes.books import Book
+from llvq.passes.channels_last import channels_last
 from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
 from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
+from llvq.passes.fuse_conv_residual import fuse_conv_residual
+from llvq.passes.hold_rings import hold_rings
 from llvq.passes.manager import Pass, Report, measure, report
+from llvq.passes.raise_causal_conv import raise_causal_conv
+from llvq.passes.raise_pixels import raise_pixels
+from llvq.passes.raise_upsample_conv import raise_upsample_conv
 from llvq.passes.rules import Context
 from llvq.passes.scores_in_fp4 import scores_in_fp4
 from llvq.passes.spec import verify_graph
+from llvq.passes.stream_frames import stream_frames
 from llvq.passes.swizzle_weights import swizzle_weights
 from llvq.program import Level, Program
 from llvq.recipe import Recipe
@@ -49,6 +58,25 @@ LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
 )
 
 
+STREAMING: tuple[Pass, ...] = (
+    Pass(hold_rings, Level.STAGED, "exact"),
+    Pass(raise_causal_conv, Level.STAGED, "rounds"),
+    Pass(raise_upsample_conv, Level.STAGED, "rounds"),
+    Pass(raise_pixels, Level.STAGED, "rounds"),
+    Pass(channels_last, Level.STAGED, "rounds"),
+    Pass(fuse_conv_residual, Level.STAGED, "exact"),
+    Pass(stream_frames, Level.STAGED, "exact"),
+)
+
+
+def stream_decoder(program: Program, recipe: Recipe) -> list[Report]:
+    """Rewrite the stages that decode in place, and what they take and give.
+
+    Raises TargetError for a decoder that cannot be streamed as a whole.
+    """
+    return [_run(program, Context(recipe), step, "a streamed decoder") for step in STREAMING]
+
+
 def lower_to_numerics(
     graphs: dict[str, GraphModule], numerics: str, recipe: Recipe
 ) -> list[Report]:
@@ -58,10 +86,10 @@ def lower_to_numerics(
     return [_run(program, Context(recipe), step, numerics) for step in LOWERINGS[numerics]]
 
 
-def _run(program: Program, ctx: Context, step: Pass, numerics: str) -> Report:
+def _run(program: Program, ctx: Context, step: Pass, who: str) -> Report:
     before = measure(program)
     books = step.function(program, ctx)
-    _refuse_misses(step, books, numerics)
+    _refuse_misses(step, books, who)
     for name, gm in program.graphs.items():
         verify_graph(name, gm, step.reaches)
     return report(step, books, before, measure(program))
@@ -77,14 +105,14 @@ def _refuse_scores(recipe: Recipe, numerics: str) -> None:
         )
 
 
-def _refuse_misses(step: Pass, books: Sequence[Book], numerics: str) -> None:
+def _refuse_misses(step: Pass, books: Sequence[Book], who: str) -> None:
     """No recipe can accept a miss here: what is left would have no implementation."""
     for book in books:
         assert book.balanced, f"the book of {book.rule} does not balance: {book}"
         if book.misses:
             first = book.misses[0]
             raise TargetError(
-                f"{numerics} cannot run {len(book.misses)} of {book.sites} sites of {step.name}",
+                f"{who} cannot run {len(book.misses)} of {book.sites} sites of {step.name}",
                 where=first.where,
                 because=first.reason,
                 fix="choose other numerics, or exclude the layer in the recipe and quantize again",

@@ -30,6 +30,13 @@ QUANTIZES = (
     llvq.gelu_quantize.default,
 )
 
+WRITES = (
+    llvq.write_page.default,
+    llvq.write_kept.default,
+    llvq.ring_write.default,
+    llvq.ring_write_normed.default,
+)
+
 Law = Callable[[Node], str | None]
 
 
@@ -114,10 +121,10 @@ def no_loose_pairs(node: Node) -> str | None:
     return "a dequantize still feeds a linear" if loose else None
 
 
-def only_pages_mutate(node: Node) -> str | None:
-    """Nothing is mutated but pages."""
-    of_pages = is_call(node, llvq.write_page.default, llvq.write_kept.default)
-    return "only pages may be mutated" if writes_in_place(node) and not of_pages else None
+def only_state_mutates(node: Node) -> str | None:
+    """Nothing is mutated but pages and rings."""
+    known = is_call(node, *WRITES)
+    return "only pages and rings may be mutated" if writes_in_place(node) and not known else None
 
 
 def has_implementation(node: Node) -> str | None:
@@ -136,7 +143,7 @@ SPECS = (
     Spec(Level.QUANTIZED, quantized_once),
     Spec(Level.QUANTIZED, scalar_scale),
     Spec(Level.FUSED, no_loose_pairs, needs_all=True),
-    Spec(Level.CANONICAL, only_pages_mutate),
+    Spec(Level.CANONICAL, only_state_mutates),
     Spec(Level.LOWERED, has_implementation),
 )
 
