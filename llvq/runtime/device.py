@@ -7,7 +7,7 @@ import os
 import torch
 
 from llvq.backends.base import TARGETS
-from llvq.errors import TargetError
+from llvq.errors import SessionError, TargetError
 
 # The device of each target, as torch names it.
 TARGET_DEVICES = {target.name: target.device for target in TARGETS}
@@ -52,7 +52,7 @@ def require(target: str) -> torch.device:
 def check_decode_device(name: str, target: str) -> str:
     """A device that may decode what a box for `target` denoises: another GPU of the same kind.
 
-    Raises TargetError.
+    Raises SessionError.
     """
     if TARGET_DEVICES[target] != "cuda":
         raise _no_decoder(name, f"the box is for {target}, which has one device", "leave it out")
@@ -70,8 +70,8 @@ def check_decode_device(name: str, target: str) -> str:
     return name
 
 
-def _no_decoder(name: str, because: str, fix: str) -> TargetError:
-    return TargetError(f"{name} cannot decode", where="--decode-device", because=because, fix=fix)
+def _no_decoder(name: str, because: str, fix: str) -> SessionError:
+    return SessionError(f"{name} cannot decode", where="--decode-device", because=because, fix=fix)
 
 
 def exact_device(device: str) -> torch.device:

@@ -121,8 +121,7 @@ def open_session(
 
     Whatever can be refused is refused before a weight is loaded. The text encoder is loaded for
     prompts that are not cached alone, and is gone when the rest of the box is loaded. Raises
-    ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache),
-    TargetError (the device that decodes).
+    ArtifactError, SessionError, CheckpointError (the tokenizer), OutputError (the cache).
     """
     box = open_runnable(box_path)
     if request.decode_device is not None:

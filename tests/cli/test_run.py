@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
 from llvq.graphs.weight_groups import Limits
+from llvq.runtime.timeline import spans_of
 from tests.cli.conftest import Typed, type_command
 
 Invoke = Callable[..., Result]
@@ -79,6 +81,23 @@ def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_a_trace_says_what_was_done_when(invoke: Invoke, box: Typed, tmp_path: Path) -> None:
+    words = ("--prompt", "a red kite", "--seconds", "0.5", "--steps", "2", "-o", "a.mp4")
+    result = invoke("run", box.path, *words, "--trace", "trace.json")
+    assert result.exit_code == 0, result.stderr
+    spans = spans_of(json.loads((tmp_path / "trace.json").read_text()))
+    found = Counter((span.lane, span.name, span.chunk) for span in spans)
+    assert {key: count for key, count in found.items() if key[2] == 1} == {
+        ("denoise", "denoise", 1): 2,
+        ("denoise", "refresh", 1): 1,
+        ("decode", "decode", 1): 2,
+        ("copy to host", "copy", 1): 3,
+        ("write", "write", 1): 1,
+    }
+    again = invoke("run", box.path, *words, "--force", "--trace", "missing/trace.json")
+    assert again.exit_code == 5 and "no folder to go to" in again.stderr
+
+
 def test_latents_depend_on_noise_and_embeddings_alone(
     invoke: Invoke, box: Typed, inputs: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +131,11 @@ def test_an_image_is_where_the_video_begins(invoke: Invoke, box: Typed, tmp_path
         (("--prompt", "a", "--cut", "1"), "--cut was given without --embeds"),
         (("--prompt", "a", "--embeds", "io.safetensors"), "together with --prompt"),
         (("--embeds", "io.safetensors", "--cut", "3"), "no shot that begins at chunk 3"),
+        (("--prompt", "a", "--decode-device", "cuda:1"), "the box is for cpu"),
+        (
+            ("--prompt", "a", "--decode-device", "cuda:1", "--latents-only"),
+            "--decode-device was given together with --latents-only",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_before_loading(

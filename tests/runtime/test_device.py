@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llvq.backends.base import TARGETS
-from llvq.errors import TargetError
+from llvq.errors import SessionError, TargetError
 from llvq.runtime.device import (
     GPUS,
     TARGET_DEVICES,
@@ -89,7 +89,7 @@ def test_another_gpu_may_decode() -> None:
     ],
 )
 def test_other_devices_may_not(name: str, target: str, because: str, fix: str) -> None:
-    with pytest.raises(TargetError, match=f"{name} cannot decode") as caught:
+    with pytest.raises(SessionError, match=f"{name} cannot decode") as caught:
         check_decode_device(name, target)
     assert because in (caught.value.because or "") and caught.value.fix == fix
     assert str(caught.value).count("\n") == 3
@@ -97,13 +97,13 @@ def test_other_devices_may_not(name: str, target: str, because: str, fix: str) -
 
 def test_a_gpu_of_another_kind_may_not(two_gpus: pytest.MonkeyPatch) -> None:
     two_gpus.setattr(torch.cuda, "get_device_capability", lambda device=None: (10, 0))
-    with pytest.raises(TargetError, match="cuda:1 cannot decode") as caught:
+    with pytest.raises(SessionError, match="cuda:1 cannot decode") as caught:
         check_decode_device("cuda:1", "sm_90a")
     assert caught.value.because == "it is sm_100a, and the kernels of the box are for sm_90a"
 
 
 def test_one_gpu_alone_decodes_what_it_denoises(two_gpus: pytest.MonkeyPatch) -> None:
     two_gpus.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(TargetError, match="cuda:1 cannot decode") as caught:
+    with pytest.raises(SessionError, match="cuda:1 cannot decode") as caught:
         check_decode_device("cuda:1", "sm_90a")
     assert (caught.value.because, caught.value.fix) == ("this machine has cuda:0", "leave it out")

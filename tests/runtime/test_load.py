@@ -17,7 +17,8 @@ from llvq.box import export_box, write_program
 from llvq.compiler import Compiled
 from llvq.errors import ArtifactError
 from llvq.models.config import ModelConfig
-from llvq.runtime.load import executable, load, op_table, open_checked
+from llvq.runtime import load as loading
+from llvq.runtime.load import executable, executable_on_two, load, op_table, open_checked
 from llvq.sources import DictSource
 
 if TYPE_CHECKING:
@@ -164,3 +165,23 @@ def test_a_graph_that_writes_files(forger: Forger) -> None:
     save_it = call("aten.save.default", [], "stolen", val=None)
     forger.graph("modulate", lambda nodes: nodes.insert(len(nodes) - 1, save_it))
     assert "aten.save.default is unknown" in refused(forger.path)
+
+
+def test_stages_that_decode_may_lie_elsewhere(
+    honest_box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With their weights, and no others."""
+    box, held = open_checked(honest_box), list[set[str]]()
+    attach = loading.attach_weights
+
+    def attached(built: Any, *args: Any) -> None:
+        attach(built, *args)
+        held.append(set().union(*(graphs.weights(gm) for gm in built.values())))
+
+    monkeypatch.setattr(loading, "attach_weights", attached)
+    stages = box.manifest["stages"].keys() - {"encode_text"}
+    model = executable_on_two(box, "cpu", "cpu", stages=stages)
+    assert model.stages.keys() == stages and model.decode_device == torch.device("cpu")
+    others, decoder = held
+    assert decoder and not [n for n in decoder if not n.startswith("vae.") or ".encoder." in n]
+    assert not [name for name in others if name.startswith("vae.decoder.")]
