@@ -110,8 +110,11 @@ _W4A8 = _ON_GPU | {
     "paged_attention_quantize_fp8:int2": TORCH,
     "paged_attention_quantize_fp8:int4": TORCH,
     "quantize_fp8": TRITON,
+    "rms_norm_rope_fp8": TRITON,
     "widen": TORCH,
 }
+# Programs that stay where they are, as many as the chip has multiprocessors.
+_SM90 = dict.fromkeys(("ring_conv", "upsample_conv"), "triton:sm90")
 # Less shared memory, and sums in registers: other tiles.
 _SM120 = dict.fromkeys(
     ("paged_attention", "paged_attention_fp4", "ring_conv", "upsample_conv"), "triton:sm120"
@@ -127,9 +130,9 @@ def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
 CPU = Target("cpu", "cpu", "w4a4-emulated", MappingProxyType(dict.fromkeys(DIALECT, REFERENCE)))
 TARGETS = (
     CPU,
-    Target("sm_90a", "cuda", "w4a8", MappingProxyType(_W4A8)),
-    Target("sm_90a", "cuda", "w4a4-emulated", MappingProxyType(_EMULATED)),
-    Target("sm_90a", "cuda", "w4a16", MappingProxyType(_W4A16)),
+    Target("sm_90a", "cuda", "w4a8", MappingProxyType(_W4A8 | _SM90)),
+    Target("sm_90a", "cuda", "w4a4-emulated", MappingProxyType(_EMULATED | _SM90)),
+    Target("sm_90a", "cuda", "w4a16", MappingProxyType(_W4A16 | _SM90)),
     Target("sm_100a", "cuda", "w4a4", _linear(_W4A4, "triton")),
     Target("sm_103a", "cuda", "w4a4", _linear(_W4A4, "triton")),
     Target("sm_120a", "cuda", "w4a4", _linear(_W4A4 | _SM120, "triton:sm120")),

@@ -1,10 +1,10 @@
 """Attention in FP8: Q, K, V and the softmax weights are E4M3, sums and softmax are fp32.
 
 Q has one scale per token and head, or comes in FP8 with one for all of it. K has one scale for all
-of it, and V another, so that neither product needs more than one factor. Weights are at most 1 and are scaled by 256. What comes out is a
-mean of rows of V, so the scale of V reaches it: an op that ends in `quantize_fp8` writes FP8 under
-that scale, and no token has to be read twice. Shapes: B, N, M, H, D as in model_ops, E = H*D, P
-pages of history.
+of it, and V another, so that neither product needs more than one factor. Weights are at most 1 and
+are scaled by 256. What comes out is a mean of rows of V, so the scale of V reaches it: an op that
+ends in `quantize_fp8` writes FP8 under that scale, and no token has to be read twice.
+Shapes: B, N, M, H, D as in model_ops, E = H*D, P pages of history.
 """
 
 from __future__ import annotations

@@ -38,11 +38,16 @@ def attention_fp8(
 
 
 def attention_quantize_fp8(
-    launch: Launcher, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+    launch: Launcher,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    q_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same as values [1, N, E] and scales [1, N, 1]."""
     out = _packed_like(q)
-    _attend(launch, q, window_in_fp8(launch, k, v), scale, None, *out)
+    _attend(launch, q, window_in_fp8(launch, k, v), scale, None, *out, q_scale)
     return out
 
 
@@ -79,12 +84,14 @@ def paged_attention_quantize_fp8(
     scale: float | None,
     layer: int,
     kv_format: str,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The same as values [1, N, E] and scales [1, N, 1]."""
     rope = (cos, sin) if cos is not None and sin is not None else None
-    window = window_in_fp8(launch, k, v, History(pages, table, layer, kv_format), rope)
+    window = window_in_fp8(launch, k, v, History(pages, table, layer, kv_format), rope, k_scale)
     out = _packed_like(q)
-    _attend(launch, q, window, scale, rope, *out)
+    _attend(launch, q, window, scale, rope, *out, q_scale)
     return out
 
 
@@ -102,31 +109,17 @@ def _attend(
     rope: tuple[Tensor, Tensor] | None,
     out: Tensor,
     out_scales: Tensor | None = None,
+    q_scale: Tensor | None = None,
 ) -> None:
     """Writes out, in its dtype; where it has scales, each token's is that of V."""
     _, tokens, heads, dim = q.shape
-    values = torch.empty((heads, tokens, dim), dtype=fp8.DTYPE, device=q.device)
-    scales = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
-    rows = in_rows(q)
-    tiles = triton.cdiv(tokens, QUERIES)
-    first = window.keys - tokens  # the place of the first query, which its angles have
-    launch(
-        quantize_queries_kernel,
-        (tiles, heads),
-        rows,
-        *(rope or (None, None)),
-        values,
-        scales,
-        rows.stride(0),
-        tokens,
-        heads,
-        first,
-        D=dim,
-        QUERIES=QUERIES,
-    )
+    if q_scale is None:
+        values, scales = _queries_in_fp8(launch, q, window.keys - tokens, rope)
+    else:
+        values, scales = q.contiguous(), q_scale
     launch(
         attend_kernel,
-        (tiles, heads),
+        (triton.cdiv(tokens, QUERIES), heads),
         values,
         scales,
         window.k,
@@ -144,8 +137,34 @@ def _attend(
         KEYS=KEYS,
         STAGES=STAGES,
         PADDED=window.keys != window.k.shape[1],
+        ONE_SCALE=q_scale is not None,
         stages=STAGES,
     )
+
+
+def _queries_in_fp8(
+    launch: Launcher, q: Tensor, first: int, rope: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """e4m3 [N, H, D] and scales fp32 [N, H]; angles of the first query are at place `first`."""
+    _, tokens, heads, dim = q.shape
+    values = torch.empty((tokens, heads, dim), dtype=fp8.DTYPE, device=q.device)
+    scales = torch.empty((tokens, heads), dtype=torch.float32, device=q.device)
+    rows = in_rows(q)
+    launch(
+        quantize_queries_kernel,
+        (triton.cdiv(tokens, QUERIES), heads),
+        rows,
+        *(rope or (None, None)),
+        values,
+        scales,
+        rows.stride(0),
+        tokens,
+        heads,
+        first,
+        D=dim,
+        QUERIES=QUERIES,
+    )
+    return values, scales
 
 
 @triton.jit
@@ -174,8 +193,8 @@ def quantize_queries_kernel(
         s = tl.load(sin + angle, mask=inside[:, None], other=0.0)
         x = rotated(x, c, s, q.dtype.element_ty)
     scale = scale_for(largest(x, 1))
-    row = head.to(tl.int64) * tokens + token
     coded = (x * (1.0 / scale)[:, None]).to(tl.float8e4nv)
+    row = token.to(tl.int64) * heads + head
     tl.store(values + row[:, None] * D + dims[None, :], coded, mask=inside[:, None])
     tl.store(scales + token * heads + head, scale, mask=inside)
 
@@ -199,19 +218,22 @@ def attend_kernel(
     KEYS: tl.constexpr,
     STAGES: tl.constexpr,
     PADDED: tl.constexpr,
+    ONE_SCALE: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
     token = tile * QUERIES + tl.arange(0, QUERIES)
     inside = token < tokens
-    first_row = head.to(tl.int64) * tokens
     first_key = head.to(tl.int64) * padded * D
-    q_tiles = tl.make_tensor_descriptor(q + first_row * D, [tokens, D], [D, 1], [QUERIES, D])
+    q_tiles = tl.make_tensor_descriptor(q + head * D, [tokens, D], [heads * D, 1], [QUERIES, D])
     k_tiles = tl.make_tensor_descriptor(k + first_key, [padded, D], [D, 1], [KEYS, D])
     v_tiles = tl.make_tensor_descriptor(v + first_key, [D, padded], [padded, 1], [D, KEYS])
     queries = q_tiles.load([tile * QUERIES, 0])
     # Scores in units of log2: softmax needs no base of its own.
     factor = tl.load(scales) * scale * LOG2_E
-    factor = tl.load(q_scales + token * heads + head, mask=inside, other=1.0) * factor
+    if ONE_SCALE:
+        factor = tl.full((QUERIES,), 1.0, tl.float32) * (tl.load(q_scales) * factor)
+    else:
+        factor = tl.load(q_scales + token * heads + head, mask=inside, other=1.0) * factor
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     acc = tl.zeros((QUERIES, D), tl.float32)

@@ -30,13 +30,18 @@ SPACING = tl.constexpr(cudnn_attention.SPACING)
 
 
 def attention_quantize_fp8(
-    launch: Launcher, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
+    launch: Launcher,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None = None,
+    q_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over k and v [1, M, H, D] as they are: values [1, N, E] and scales [1, N, 1].
 
     Raises TargetError, KernelError.
     """
-    return _attend(launch, q, k, v, None, None, scale)
+    return _attend(launch, q, k, v, None, None, scale, q_scale, None)
 
 
 def paged_attention_quantize_fp8(
@@ -51,11 +56,13 @@ def paged_attention_quantize_fp8(
     scale: float | None,
     layer: int,
     kv_format: str,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over the pages of a table, then the chunk's own k and v, in the same form."""
     history = History(pages, table, layer, kv_format)
     rope = (cos, sin) if cos is not None and sin is not None else None
-    return _attend(launch, q, k, v, history, rope, scale)
+    return _attend(launch, q, k, v, history, rope, scale, q_scale, k_scale)
 
 
 def _attend(
@@ -66,6 +73,8 @@ def _attend(
     history: History | None,
     rope: tuple[Tensor, Tensor] | None,
     scale: float | None,
+    q_scale: Tensor | None,
+    k_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Values [1, N, E] and scales [1, N, 1]; on `meta`, what the kernels are launched with."""
     _, tokens, heads, dim = q.shape
@@ -75,7 +84,7 @@ def _attend(
             because=f"it was checked for heads of {HEAD_DIM}",
             fix="use the Triton implementation of this op",
         )
-    rows = rows_in_fp8(launch, q, k, v, history, rope)
+    rows = rows_in_fp8(launch, q, k, v, history, rope, q_scale, k_scale)
     scalars = cudnn_attention.empty_scalars(q.device)
     out_scales = torch.empty((1, tokens, 1), dtype=torch.float32, device=q.device)
     grid = (triton.cdiv(tokens, BLOCK),)

@@ -1,6 +1,7 @@
 """Scales of a window in FP8: one for all of K, one for all of V, and one for Q where it has one.
 
-From the largest magnitudes of a chunk, and from what bounds those of the pages of its history.
+From the largest magnitudes of a chunk, and from what bounds those of the pages of its history; or
+given, where a norm bounds them, and then nothing is read for it.
 Shapes: N tokens of a chunk, P pages of history, H heads, D head dim, E = H * D.
 """
 
@@ -56,19 +57,32 @@ def in_rows(x: Tensor) -> Tensor:
 
 
 def window_scales(
-    launch: Launcher, k: Tensor, v: Tensor, q: Tensor | None, history: Told, *, rotated: bool
+    launch: Launcher,
+    k: Tensor,
+    v: Tensor,
+    q: Tensor | None,
+    history: Told,
+    *,
+    rotated: bool,
+    k_scale: Tensor | None = None,
+    q_scale: Tensor | None = None,
 ) -> Tensor:
-    """fp32 [2] of K and V, or [3] with that of Q. `rotated` says that K and Q are yet to be."""
+    """fp32 [2] of K and V, or [3] with that of Q, of which those given are copied.
+
+    `rotated` says that K and Q are yet to be.
+    """
     (values, *bounds, table), sizes, kv_format = history
     count = 2 if q is None else 3
+    # Those in between are searched for: V always is.
+    first, end = int(k_scale is not None), 2 if q_scale is not None else count
     parts = min(PARTS, triton.next_power_of_2(k.shape[1]))
     maxima = torch.empty((count, parts), dtype=torch.float32, device=k.device)
     scales = torch.empty(count, dtype=torch.float32, device=k.device)
-    rows = [in_rows(x) for x in (k, v, k if q is None else q)]
+    rows = [in_rows(x) for x in (k, v, k if q is None or q_scale is not None else q)]
     channels = rows[0].shape[1]
     launch(
         maxima_kernel,
-        (parts, count),
+        (parts, end - first),
         *rows,
         *((values, table) if kv_format == "none" else (None, None)),
         maxima,
@@ -76,6 +90,7 @@ def window_scales(
         *(rows[0].shape[0], rows[2].shape[0], channels, *sizes),
         BLOCK=triton.next_power_of_2(channels),
         PARTS=parts,
+        FIRST=first,
     )
     bound = {"none": None, "fp8": bounds[0], "nvfp4": bounds[1]}[kv_format]
     factor = E4M3_MAX.value if kv_format == "fp8" else NVFP4_MAX
@@ -84,9 +99,10 @@ def window_scales(
     table = None if bound is None else table
     launch(
         scales_kernel,
-        (count,),
-        *(maxima, bound, table, scales, factor, rotation, *sizes),
+        (end - first,),
+        *(maxima, bound, table, k_scale, q_scale, scales, factor, rotation, *sizes),
         PARTS=parts,
+        FIRST=first,
     )
     return scales
 
@@ -123,8 +139,9 @@ def maxima_kernel(
     layer,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
-    part, which = tl.program_id(0), tl.program_id(1)
+    part, which = tl.program_id(0), tl.program_id(1) + FIRST
     own, stride, rows = k, k_stride, tokens
     if which == 1:
         own, stride = v, v_stride
@@ -152,6 +169,8 @@ def scales_kernel(
     maxima,
     bounds,
     table,
+    k_scale,
+    q_scale,
     scales,
     factor,
     rotation,
@@ -159,9 +178,16 @@ def scales_kernel(
     slots,
     layer,
     PARTS: tl.constexpr,
+    FIRST: tl.constexpr,
 ):
-    """One program for each of K, V and Q, of which V is never rotated."""
-    which = tl.program_id(0)
+    """One program for each of K, V and Q that is not given. V is never rotated, and its program
+    copies what is given."""
+    which = tl.program_id(0) + FIRST
+    if which == 1:
+        if k_scale is not None:
+            tl.store(scales, tl.load(k_scale))
+        if q_scale is not None:
+            tl.store(scales + 2, tl.load(q_scale))
     amax = largest(tl.load(maxima + which * PARTS + tl.arange(0, PARTS)), 0)
     if bounds is not None:
         first = (layer * 2 + which) * slots

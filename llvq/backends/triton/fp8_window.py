@@ -13,6 +13,7 @@ with zeros to a multiple of KEYS; H heads, D head dim, E = H * D.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,16 +61,22 @@ Rope = tuple[Tensor, Tensor] | None
 
 
 def window_in_fp8(
-    launch: Launcher, k: Tensor, v: Tensor, history: History | None = None, rope: Rope = None
+    launch: Launcher,
+    k: Tensor,
+    v: Tensor,
+    history: History | None = None,
+    rope: Rope = None,
+    k_scale: Tensor | None = None,
 ) -> Window:
     """The window that ends with a chunk's k and v [1, N, H, D]. K is rotated by its place where
-    `rope`, cos and sin fp32 [>= W, D/2], is given. Raises TargetError: a format or a head dim."""
+    `rope`, cos and sin fp32 [>= W, D/2], is given; its scale may be. Raises TargetError: a format
+    or a head dim."""
     _, tokens, heads, dim = k.shape
     _check(dim, history)
     known = told(history)
     keys = (known[1][0] + 1) * tokens
     padded = triton.cdiv(keys, KEYS) * KEYS
-    scales = window_scales(launch, k, v, None, known, rotated=rope is not None)
+    scales = window_scales(launch, k, v, None, known, rotated=rope is not None, k_scale=k_scale)
     window_v = _expand(launch, v, (heads, dim, padded), known, scales, 1, "transposed")
     window_k = _expand(launch, k, (heads, padded, dim), known, scales, 0, "heads", rope)
     return Window(window_k, window_v, scales, keys)
@@ -82,19 +89,24 @@ def rows_in_fp8(
     v: Tensor,
     history: History | None = None,
     rope: Rope = None,
+    q_scale: Tensor | None = None,
+    k_scale: Tensor | None = None,
 ) -> Rows:
-    """The same with q [1, N, H, D], which is rotated as the last keys are; nothing is padded."""
+    """The same with q [1, N, H, D], which is rotated as the last keys are, or comes in FP8 with its
+    scale; nothing is padded."""
     _, tokens, heads, dim = k.shape
     _check(dim, history)
     known = told(history)
     keys = (known[1][0] + 1) * tokens
-    scales = window_scales(launch, k, v, q, known, rotated=rope is not None)
-    shape, q_shape = (keys, heads, dim), (q.shape[1], heads, dim)
-    first = keys - q.shape[1]
-    q_rows = _expand(launch, q, q_shape, NOTHING, scales, 2, "rows", rope, first)
+    given = {"k_scale": k_scale, "q_scale": q_scale}
+    scales = window_scales(launch, k, v, q, known, rotated=rope is not None, **given)
+    shape, q_rows = (keys, heads, dim), q[0]
+    if q_scale is None:
+        first = keys - q.shape[1]
+        q_rows = _expand(launch, q, q.shape[1:], NOTHING, scales, 2, "rows", rope, first)
     v_rows = _expand(launch, v, shape, known, scales, 1, "rows")
     k_rows = _expand(launch, k, shape, known, scales, 0, "rows", rope)
-    return Rows(q_rows, k_rows, v_rows, scales)
+    return Rows(q_rows.contiguous(), k_rows, v_rows, scales)
 
 
 def _check(dim: int, history: History | None) -> None:
@@ -115,7 +127,7 @@ def _check(dim: int, history: History | None) -> None:
 def _expand(
     launch: Launcher,
     own: Tensor,
-    shape: tuple[int, int, int],
+    shape: Sequence[int],
     history: Told,
     scales: Tensor,
     which: int,

@@ -28,10 +28,14 @@ from llvq.backends.triton.paged_attention import paged_attention, paged_attentio
 from llvq.backends.triton.paged_attention_fp4 import paged_attention_fp4, paged_attention_fp4_sm120
 from llvq.backends.triton.pages import write_kept, write_page
 from llvq.backends.triton.quantize import dequantize, quantize
-from llvq.backends.triton.ring_conv import ring_conv, ring_conv_sm120
+from llvq.backends.triton.ring_conv import ring_conv, ring_conv_sm90, ring_conv_sm120
 from llvq.backends.triton.ring_write import pixels, ring_write, ring_write_normed
-from llvq.backends.triton.rope import rms_norm_rope, rope
-from llvq.backends.triton.upsample_conv import upsample_conv, upsample_conv_sm120
+from llvq.backends.triton.rope import rms_norm_rope, rms_norm_rope_fp8, rope
+from llvq.backends.triton.upsample_conv import (
+    upsample_conv,
+    upsample_conv_sm90,
+    upsample_conv_sm120,
+)
 
 OPS: Mapping[str, Callable[..., Any]] = {
     "add_norm_quantize_fp8": add_norm_quantize_fp8,
@@ -64,13 +68,16 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "quantize": quantize,
     "quantize_fp8": quantize_fp8,
     "ring_conv": ring_conv,
+    "ring_conv:sm90": ring_conv_sm90,
     "ring_conv:sm120": ring_conv_sm120,
     "ring_write": ring_write,
     "ring_write_normed": ring_write_normed,
     "rms_norm": rms_norm,
     "rms_norm_rope": rms_norm_rope,
+    "rms_norm_rope_fp8": rms_norm_rope_fp8,
     "rope": rope,
     "upsample_conv": upsample_conv,
+    "upsample_conv:sm90": upsample_conv_sm90,
     "upsample_conv:sm120": upsample_conv_sm120,
     "write_kept": write_kept,
     "write_page": write_page,

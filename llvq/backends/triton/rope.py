@@ -1,4 +1,5 @@
-"""Rotary positions, alone and after the norm of queries and keys: `rope`, `rms_norm_rope`.
+"""Rotary positions, alone and after the norm of queries and keys: `rope`, `rms_norm_rope`, and
+`rms_norm_rope_fp8`, which rounds to FP8 and need not rotate.
 
 Channel pairs lie side by side, so that a thread rotates the eight channels that it loads.
 Shapes: N tokens, R = B * N rows of H heads times D channels, tables fp32 [N, D/2].
@@ -14,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from llvq.backends.triton.blocks import BLOCK, HALF, load_halves, store_halves
-from llvq.backends.triton.norm import rms_normed
+from llvq.backends.triton.norm import rms_normed, rounded
 from llvq.backends.triton.rows import as_rows, blocks_in, row_tile
 from llvq.backends.triton.specialize import Launcher
+from llvq.formats import fp8
 
 ROWS = 4
 PAIRS = tl.constexpr(HALF.value // 2)
@@ -41,6 +43,7 @@ def _rope_kernel(
     weight,
     cos,
     sin,
+    scale,
     out,
     rows,
     tokens,
@@ -52,18 +55,24 @@ def _rope_kernel(
     HALVES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """`rope` of rows, and before it their norm if there is a weight."""
+    """Rows, normed if there is a weight, turned if there are angles, over their scale if there is
+    one."""
     place = tl.arange(0, HALVES) * HALF
     mask = place < width
     if weight is not None:
         factor = load_halves(weight, place, mask)
+    if scale is not None:
+        inverse = tl.math.div_rn(1.0, tl.load(scale))
     first = tl.program_id(0) * ROWS
     for row in range(first, min(first + ROWS, rows)):
         y = load_halves(x + row * stride, place, mask)
         if weight is not None:
             y = rms_normed(y, factor, width, eps, x.dtype.element_ty, ROUND_FIRST)
-        pair = (row % tokens * head_dim + place % head_dim) // 2
-        y = _rotated(y, _load_pairs(cos, pair, mask), _load_pairs(sin, pair, mask))
+        if cos is not None:
+            pair = (row % tokens * head_dim + place % head_dim) // 2
+            y = _rotated(y, _load_pairs(cos, pair, mask), _load_pairs(sin, pair, mask))
+        if scale is not None:
+            y = rounded(y, x.dtype.element_ty) * inverse
         store_halves(out + row * width, place, y, mask)
 
 
@@ -71,8 +80,9 @@ def _rope(
     launch: Launcher,
     x: Tensor,
     weight: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    scale: Tensor | None,
     heads: int,
     eps: float,
     round_first: bool,
@@ -81,13 +91,15 @@ def _rope(
     batch, tokens, width = x.shape
     head_dim = BLOCK.value * blocks_in(width // heads)
     flat = as_rows(x)
-    out = torch.empty(batch, tokens, heads, head_dim, dtype=x.dtype, device=x.device)
+    dtype = x.dtype if scale is None else fp8.DTYPE
+    out = torch.empty(batch, tokens, heads, head_dim, dtype=dtype, device=x.device)
+    angles = (None if table is None else as_rows(table) for table in (cos, sin))
     blocks, warps = row_tile(width)
     sizes = (batch * tokens, tokens, width, flat.stride(0), head_dim)
     launch(
         _rope_kernel,
         (triton.cdiv(batch * tokens, ROWS),),
-        *(flat, weight, as_rows(cos), as_rows(sin), out, *sizes, eps),
+        *(flat, weight, *angles, scale, out, *sizes, eps),
         ROUND_FIRST=round_first,
         HALVES=2 * blocks,
         ROWS=ROWS,
@@ -99,7 +111,7 @@ def _rope(
 
 def rope(launch: Launcher, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """See the op."""
-    return _rope(launch, x.flatten(2), None, cos, sin, x.shape[2], 0.0, False)
+    return _rope(launch, x.flatten(2), None, cos, sin, None, x.shape[2], 0.0, False)
 
 
 def rms_norm_rope(
@@ -113,4 +125,19 @@ def rms_norm_rope(
     round_first: bool,
 ) -> Tensor:
     """See the op."""
-    return _rope(launch, x, weight, cos, sin, heads, eps, round_first)
+    return _rope(launch, x, weight, cos, sin, None, heads, eps, round_first)
+
+
+def rms_norm_rope_fp8(
+    launch: Launcher,
+    x: Tensor,
+    weight: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    out_scale: Tensor,
+    heads: int,
+    eps: float,
+    round_first: bool,
+) -> Tensor:
+    """See the op."""
+    return _rope(launch, x, weight, cos, sin, out_scale, heads, eps, round_first)

@@ -10,6 +10,7 @@ from torch import Tensor
 from llvq.backends.triton import fp8_attention
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect import DIALECT
+from llvq.formats import fp8
 from tests.backends.triton.compiled import compiled, meta
 from tests.backends.triton.test_fp8_window import (
     DIM,
@@ -79,6 +80,30 @@ def test_it_writes_fp8_under_the_scale_of_v(
         assert error(found, wanted) <= op.tolerance.relative
 
 
+@pytest.mark.parametrize("slots", [[], [1, 2]])
+def test_scales_may_be_given(
+    launch: Launcher, device: torch.device, randn: RandN, slots: list[int]
+) -> None:
+    tokens = 67
+    q, k, v = (randn(1, tokens, HEADS, DIM) for _ in range(3))
+    q_scale, k_scale = (torch.tensor([scale], device=device) for scale in (0.04, 0.3))
+    pages = filled_pages(randn, "nvfp4", tokens, device)
+    table = torch.tensor(slots, dtype=torch.int64, device=device)
+    args = (fp8.encode(q, q_scale), k, v, pages, table, None, None, None, 1, "nvfp4")
+    for name, given in (
+        ("paged_attention_quantize_fp8", (*args, q_scale, k_scale)),
+        ("attention_quantize_fp8", (*args[:3], 0.2, q_scale)),
+    ):
+        found, wanted = (
+            values.float() * scale
+            for values, scale in (
+                getattr(fp8_attention, name)(launch, *given),
+                DIALECT[name].reference(*given),
+            )
+        )
+        assert error(found, wanted) <= DIALECT[name].tolerance.relative
+
+
 def test_a_scale_of_its_own(launch: Launcher, randn: RandN) -> None:
     q, k, v = (randn(1, 6, HEADS, DIM) for _ in range(3))
     found = fp8_attention.attention_fp8(launch, q, k, v, 0.5)
@@ -96,6 +121,17 @@ def test_on_hopper_it_is_two_fp8_products_without_spills(kv_format: str) -> None
     assert attend.binary.ptx.count("wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3") == 8
     # Two blocks share a multiprocessor.
     assert attend.resources.registers <= 255 and 2 * (attend.binary.shared + 1024) <= 232448
+
+
+def test_queries_in_fp8_are_read_where_they_lie() -> None:
+    q, k, one = meta(1, 7040, 24, 128, dtype=fp8.DTYPE), meta(1, 512, 24, 128), torch.float32
+    made = compiled(
+        "sm_90a", fp8_attention.attention_quantize_fp8, q, k, k, None, meta(1, dtype=one)
+    )
+    names = [kernel.binary.entry for kernel in made]
+    assert "quantize_queries_kernel" not in names and names[-1] == "attend_kernel"
+    assert all(kernel.resources.spilled == 0 for kernel in made)
+    assert 2 * (made[-1].binary.shared + 1024) <= 232448
 
 
 def test_weights_stay_in_registers() -> None:

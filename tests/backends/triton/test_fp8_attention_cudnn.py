@@ -75,6 +75,20 @@ def test_pages_are_attended(
 
 
 @pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("slots", [[], [2, 0]])
+def test_scales_may_be_given(
+    launch: Launcher, device: torch.device, randn: RandN, slots: list[int]
+) -> None:
+    args = paged(randn, device, 256 if device.type == "cuda" else 24, slots, rotated=False)
+    q_scale, k_scale = (torch.tensor([scale], device=device) for scale in (0.04, 0.3))
+    queries = fp8.encode(args[0], q_scale)
+    given = (queries, *args[1:], q_scale, k_scale)
+    assert off(launch, PAGED, given) <= DIALECT[PAGED].tolerance.relative
+    plain = (*given[:3], 0.2, q_scale)
+    assert off(launch, PLAIN, plain) <= DIALECT[PLAIN].tolerance.relative
+
+
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("scale", [None, 0.2])
 def test_keys_may_be_others_than_those_of_the_queries(
     launch: Launcher, device: torch.device, randn: RandN, scale: float | None
@@ -113,6 +127,18 @@ def test_on_meta_its_kernels_are_seen() -> None:
     names = {kernel.__name__ for kernel in collect.wanted.values()}
     assert names == {"maxima_kernel", "scales_kernel", "expand_kernel", "scalars_kernel"}
     made = compiled("sm_90a", find_implementation("triton:cudnn", PAGED), *args)
+    assert all(kernel.resources.spilled == 0 for kernel in made)
+
+
+def test_with_scales_given_one_kernel_less_reads_queries() -> None:
+    k, _, history = at_5b("nvfp4")
+    one = meta(1, dtype=torch.float32)
+    rest = (history.pages, history.table, None, None, None, 3, "nvfp4", one, one)
+    made = compiled(
+        "sm_90a", find_implementation("triton:cudnn", PAGED), k.to(fp8.DTYPE), k, k, *rest
+    )
+    names = sorted(kernel.binary.entry for kernel in made)
+    assert names.count("expand_kernel") == 1 and len(names) == 4
     assert all(kernel.resources.spilled == 0 for kernel in made)
 
 

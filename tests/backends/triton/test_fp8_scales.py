@@ -32,6 +32,27 @@ def test_each_covers_its_chunk_and_its_pages(
         assert torch.allclose(found[which], wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kv_format", ["none", "fp8", "nvfp4"])
+@pytest.mark.parametrize("given", [{"k_scale"}, {"q_scale"}, {"k_scale", "q_scale"}])
+def test_what_is_given_is_not_looked_for(
+    launch: Launcher, device: torch.device, randn: RandN, kv_format: str, given: set[str]
+) -> None:
+    k, v, q = (randn(1, tokens, HEADS, DIM) for tokens in (5, 5, 9))
+    history = told(
+        History(filled_pages(randn, kv_format, 5, device), torch.tensor([2], device=device), 1,
+                kv_format)
+    )  # fmt: skip
+    found = window_scales(launch, k, v, q, history, rotated=True)
+    scales = {name: torch.rand(1, device=device) + 1 for name in sorted(given)}
+    if "k_scale" in given:
+        k = k * torch.nan
+    if "q_scale" in given:
+        q = fp8.encode(q, scales["q_scale"])
+    again = window_scales(launch, k, v, q, history, rotated=True, **scales)
+    for which, name in ((0, "k_scale"), (1, "v_scale"), (2, "q_scale")):
+        assert torch.equal(again[which], scales[name][0] if name in given else found[which])
+
+
 def test_without_pages_there_is_nothing_to_tell(launch: Launcher, randn: RandN) -> None:
     table = torch.empty(0, dtype=torch.int64)
     assert told(None) == told(History([], table, 3, "nvfp4")) == NOTHING
