@@ -27,6 +27,8 @@ EXACT = Tolerance(0.0)
 BF16_ROUNDING = Tolerance(2**-7)
 # Two products with bf16 between them: softmax weights are rounded too, below a running maximum.
 ATTENTION_ROUNDING = Tolerance(2**-6)
+# A result that is rounded, then added to something and rounded again.
+SUM_ROUNDING = Tolerance(2**-6)
 
 
 @dataclass(frozen=True)

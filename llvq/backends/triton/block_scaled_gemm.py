@@ -153,7 +153,8 @@ def block_scaled_gemm(
     GROUP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    tile_m, tile_n = grouped_tile(tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    tiles = (tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    tile_m, tile_n = grouped_tile(tl.program_id(0), tiles[0], tiles[1], GROUP)
     x = tl.make_tensor_descriptor(x_codes, [M, K // 2], [K // 2, 1], [BLOCK_M, BLOCK_K // 2])
     w = tl.make_tensor_descriptor(w_codes, [N, K // 2], [K // 2, 1], [BLOCK_N, BLOCK_K // 2])
     x_scales = atoms_descriptor(x_atoms, M, K, BLOCK_M, BLOCK_K)

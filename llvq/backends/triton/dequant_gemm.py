@@ -161,7 +161,8 @@ def dequant_gemm(
     GROUP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    tile_m, tile_n = grouped_tile(tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    tiles = (tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
+    tile_m, tile_n = grouped_tile(tl.program_id(0), tiles[0], tiles[1], GROUP)
     x_tiles = tl.make_tensor_descriptor(x, [M, K], [K, 1], [BLOCK_M, BLOCK_K])
     w_tiles = tl.make_tensor_descriptor(
         w_codes, [N, row_bytes], [row_bytes, 1], [BLOCK_N, BLOCK_K // 2]

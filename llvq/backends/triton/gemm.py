@@ -65,12 +65,11 @@ def column_scales(w_global, column, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
-def grouped_tile(tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Row and column of this program's tile: down GROUP rows, then to the next column.
+def grouped_tile(program, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Row and column of a program's tile: down GROUP rows, then to the next column.
 
     Programs that run at once then share a few rows of x and of the weight, which stay in L2.
     """
-    program = tl.program_id(0)
     group = program // (GROUP * tiles_n)
     height = min(tiles_m - group * GROUP, GROUP)
     inside = program % (GROUP * tiles_n)

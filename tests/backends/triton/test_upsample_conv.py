@@ -7,7 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from llvq.backends.triton.upsample_conv import upsample_conv, upsample_conv_sm120
+from llvq.backends.triton.upsample_conv import (
+    upsample_conv,
+    upsample_conv_sm90,
+    upsample_conv_sm120,
+)
 from llvq.dialect import upsample_conv as upsample_op
 from tests.backends.triton.compare import relative_error
 from tests.backends.triton.compiled import CHIPS, compiled, meta
@@ -42,13 +46,15 @@ def test_the_way_up(
     weight = weight_of(randn, 2, 2, features, 2, 2, channels, dtype=BF16)
     when = (doubled, first and doubled, torch.tensor(3, device=device), 2, 0, frames)
     args = (ring, weight, randn(features), given, *when)
-    found = upsample_conv(launch, *args)
+    found, again = upsample_conv(launch, *args), upsample_conv_sm90(launch, *args)
+    assert torch.equal(found, again)
     assert relative_error(found, upsample_op.reference(*args)) <= upsample_op.tolerance.relative
 
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_the_way_up_compiles(chip: str) -> None:
-    wrapper = upsample_conv_sm120 if chip == "sm_120a" else upsample_conv
+    wrappers = {"sm_90a": upsample_conv_sm90, "sm_120a": upsample_conv_sm120}
+    wrapper = wrappers.get(chip, upsample_conv)
     ring, weight = meta(4, 90, 162, 1024), meta(2, 2, 1024, 2, 2, 1024)
     when = (True, False, meta(dtype=I64), 4, 0, 4)
     check_binary(
