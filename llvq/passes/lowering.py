@@ -26,6 +26,7 @@ from llvq.passes.books import Book
 from llvq.passes.channels_last import channels_last
 from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
 from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
+from llvq.passes.fuse_qk_norm_fp8 import fuse_qk_norm_fp8
 from llvq.passes.fuse_conv_residual import fuse_conv_residual
 from llvq.passes.hold_rings import hold_rings
 from llvq.passes.manager import Pass, Report, measure, report
@@ -52,6 +53,7 @@ LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
             Pass(fuse_add_norm_fp8, Level.STAGED, "exact"),
             Pass(attention_to_fp8, Level.STAGED, "rounds"),
             Pass(fuse_attention_fp8, Level.STAGED, "rounds"),
+            Pass(fuse_qk_norm_fp8, Level.STAGED, "rounds"),
         ),
         "w4a16": (Pass(activations_in_bf16, Level.STAGED, "rounds"),),
     }
