@@ -14,7 +14,8 @@ groups=7 # of each tool: two times this many processes
 mkdir -p "$out"
 rm -f "$out"/*.log "$out"/*.txt
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
-skipped="compil or spill or chip or builds or instruction or binary or rollout or interpreter"
+# A graph cannot be recorded without the caching allocator, which is off below.
+skipped="compil or spill or chip or builds or instruction or binary or rollout or interpreter or recorded"
 
 verdict() {
     trap - EXIT
@@ -34,6 +35,8 @@ verdict() {
         [[ $word == clean ]] || clean=1
         echo "$tool: $word: $found of $ended processes with findings, $groups started," \
             "$passed tests passed, $bad failed"
+        cat "$out/$tool".*.log 2> /dev/null | grep -hE "Error: |Warning: |Invalid|hazard" |
+            grep -v SUMMARY | sed "s/0x[0-9a-f]*/.../g" | sort | uniq -c | sort -rn | head -12
     done
     exit $clean
 }
