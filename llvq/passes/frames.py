@@ -14,6 +14,8 @@ from llvq.passes.builder import Builder, is_call, shape
 aten = torch.ops.aten
 
 TO_FRAMES, TO_VIDEO = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
+# As layers on images take a video: [1, T, C, H, W].
+BATCH_OF_FRAMES = [0, 2, 1, 3, 4]
 
 
 def frames_of(video: Node, b: Builder) -> Node:

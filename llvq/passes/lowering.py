@@ -31,6 +31,7 @@ from llvq.passes.fuse_conv_residual import fuse_conv_residual
 from llvq.passes.hold_rings import hold_rings
 from llvq.passes.manager import Pass, Report, measure, report
 from llvq.passes.raise_causal_conv import raise_causal_conv
+from llvq.passes.raise_frame_attention import raise_frame_attention
 from llvq.passes.raise_pixels import raise_pixels
 from llvq.passes.raise_upsample_conv import raise_upsample_conv
 from llvq.passes.rules import Context
@@ -65,6 +66,7 @@ STREAMING: tuple[Pass, ...] = (
     Pass(raise_causal_conv, Level.STAGED, "rounds"),
     Pass(raise_upsample_conv, Level.STAGED, "rounds"),
     Pass(raise_pixels, Level.STAGED, "rounds"),
+    Pass(raise_frame_attention, Level.STAGED, "rounds"),
     Pass(channels_last, Level.STAGED, "rounds"),
     Pass(fuse_conv_residual, Level.STAGED, "exact"),
     Pass(stream_frames, Level.STAGED, "exact"),

@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, is_call, shape
-from llvq.passes.frames import frames_of, video_of
+from llvq.passes.frames import BATCH_OF_FRAMES, frames_of, video_of
 from llvq.passes.hold_rings import UPSAMPLE
 from llvq.passes.raise_causal_conv import decoded, ring_of
 from llvq.passes.rules import Context, Rule, apply_rules
@@ -21,7 +21,6 @@ from llvq.program import Program
 aten = torch.ops.aten
 llvq = torch.ops.llvq
 
-BATCH_OF_FRAMES = [0, 2, 1, 3, 4]
 LAST = 2**63 - 1
 FRAMES = call(aten.reshape.default, call(aten.permute.default, Var("x"), BATCH_OF_FRAMES),
               Literal("batch"))  # fmt: skip
