@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
 
 import llvq
 from llvq import graphs
@@ -19,15 +18,14 @@ from llvq.artifact import Box, BoxWriter
 from llvq.backends.base import Target
 from llvq.calibration import LayerFacts
 from llvq.checks import Checks, record_checks
-from llvq.compiler import Compiled, with_constants
+from llvq.compiler import Compiled, Stage, with_constants
+from llvq.lowered import loops_of, lower_stages
 from llvq.parts import Parts, all_parts, without_text_encoder
 from llvq.passes import Report
-from llvq.passes.lower import implementations_of, lower
-from llvq.passes.lowering import lower_to_numerics
-from llvq.passes.spec import verify_graph
-from llvq.program import Level
+from llvq.passes.lower import implementations_of
 from llvq.recipe import recipe_from_dict
 from llvq.runtime.contract import InputSpec
+from llvq.runtime.fit import spec_of
 from llvq.runtime.load import executable, op_table
 from llvq.sources import TensorSource
 from llvq.weights import WeightRecord
@@ -87,16 +85,14 @@ def export_box(
     ArtifactError (what cannot be left out).
     """
     parts = all_parts(program) if text_encoder else without_text_encoder(program)
-    modules = {
-        name: graphs.load(program.graph(name), device="meta") for name in parts.fields["stages"]
-    }
     recipe = recipe_from_dict(program.manifest["recipe"])
-    reports = lower_to_numerics(modules, target.numerics, recipe)
-    lower(modules, target)
-    for name, gm in modules.items():
-        verify_graph(name, gm, Level.LOWERED)
-    documents = {name: graphs.dump(gm) for name, gm in modules.items()}
-    checks = record_checks(executable(program, "cpu", stages=documents, documents=documents))
+    lowered = lower_stages(_stages(program, parts), recipe, target)
+    documents = {name: graphs.dump(stage.graph) for name, stage in lowered.stages.items()}
+    specs = {name: spec_of(s.inputs, s.outputs, documents[name])
+             for name, s in lowered.stages.items()}  # fmt: skip
+    checks = record_checks(
+        executable(program, "cpu", stages=documents, documents=documents, specs=specs)
+    )
     with BoxWriter(path, overwrite=overwrite) as writer:
         for name, document in documents.items():
             writer.add_json(f"graphs/{name}.json", document)
@@ -104,22 +100,54 @@ def export_box(
             writer.link(file, program.file(file))
         for name, tensors in checks.vectors.items():
             writer.add_tensors(f"checks/{name}.safetensors", tensors)
-        fields = _box_fields(target, modules, documents, checks)
-        fields["passes"] = [*parts.fields["passes"], *map(_row, reports)]
+        fields = _box_fields(target, lowered.stages, documents, checks)
+        fields["state"] = _state(parts, lowered.stages)
+        fields["passes"] = [*parts.fields["passes"], *map(_row, lowered.reports)]
         if target.chip is not None:
-            fields["kernels"] = _write_kernels(writer, parts, modules, target.chip, progress)
+            fields["kernels"] = _write_kernels(writer, lowered.stages, target.chip, progress)
         return writer.finish({**parts.fields, **fields}), checks
+
+
+def _stages(program: Box, parts: Parts) -> dict[str, Stage]:
+    """The stages of a program that go into a box."""
+    contract, stages = parts.fields["contract"], parts.fields["stages"]
+    return {
+        name: Stage(
+            graphs.load(program.graph(name), device="meta"),
+            tuple(InputSpec.from_dict(spec) for spec in contract[name]),
+            tuple(stages[name]["outputs"]),
+        )
+        for name in stages
+    }
+
+
+def _state(parts: Parts, stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """The facts of a program, as they are of its lowered stages."""
+    state = parts.fields["state"]
+    return {**state, "loops": plain(loops_of(state["loops"], stages))}
+
+
+def _contract(stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """What stages take and give, as a manifest says it."""
+    return {
+        "contract": {
+            name: [plain(spec.to_dict()) for spec in stage.inputs] for name, stage in stages.items()
+        },
+        "stages": {name: {"outputs": list(stage.outputs)} for name, stage in stages.items()},
+    }
 
 
 def _box_fields(
     target: Target,
-    modules: Mapping[str, GraphModule],
+    stages: Mapping[str, Stage],
     documents: Mapping[str, Any],
     checks: Checks,
 ) -> dict[str, Any]:
     """What a box says that its program does not."""
     ops = sorted(set().union(*(graphs.ops_used(document) for document in documents.values())))
+    modules = {name: stage.graph for name, stage in stages.items()}
     return {
+        **_contract(stages),
         "kind": "box",
         "target": target.name,
         "numerics": target.numerics,
@@ -131,17 +159,13 @@ def _box_fields(
 
 
 def _write_kernels(
-    writer: BoxWriter,
-    parts: Parts,
-    modules: Mapping[str, GraphModule],
-    chip: str,
-    progress: Progress | None,
+    writer: BoxWriter, stages: Mapping[str, Stage], chip: str, progress: Progress | None
 ) -> dict[str, Any]:
     # Only exporting for a GPU needs a compiler for one.
     from llvq.backends.triton.package import write_kernels
 
-    contract = parts.fields["contract"]
-    inputs = {name: [InputSpec.from_dict(spec) for spec in contract[name]] for name in modules}
+    modules = {name: stage.graph for name, stage in stages.items()}
+    inputs = {name: stage.inputs for name, stage in stages.items()}
     return write_kernels(writer, modules, inputs, chip, progress)
 
 
@@ -153,12 +177,8 @@ def _program_fields(compiled: Compiled, documents: Mapping[str, Any]) -> dict[st
         "numerics": None,
         "versions": {"torch": TORCH_RANGE, "llvq": llvq.__version__},
         "ops": op_table(ops),
-        "contract": {
-            name: [plain(spec.to_dict()) for spec in stage.inputs]
-            for name, stage in compiled.stages.items()
-        },
+        **_contract(compiled.stages),
         "state": plain(compiled.facts.to_dict()),
-        "stages": {name: {"outputs": list(s.outputs)} for name, s in compiled.stages.items()},
         "recipe": plain(compiled.recipe.to_dict()),
         "passes": [_row(report) for report in compiled.reports],
         "model": plain(compiled.config.to_dict()),

@@ -19,7 +19,7 @@ from llvq.artifact import Box
 from llvq.formats.kv import KV_FORMATS
 from llvq.graphs.cost import macs
 from llvq.runtime.contract import InputSpec
-from llvq.runtime.executable import CompiledStage, Executable, RunFacts
+from llvq.runtime.executable import DECODING, CompiledStage, Executable, RunFacts
 from llvq.runtime.facts import KEPT, PageSpec
 
 ORDER = (
@@ -80,7 +80,9 @@ def record_checks(executable: Executable, *, seed: int = 0) -> Checks:
         for spec in stage.inputs:
             if spec.name == "page_table":
                 values[spec.name] = _table(spec, executable.facts, name).to(executable.device)
-            elif spec.name not in values:
+            elif spec.name == "decoded":
+                values[spec.name] = _decoded(executable.facts, name).to(executable.device)
+            elif spec.name not in values or spec.rate == "state":
                 values[spec.name] = _input(spec, random).to(executable.device)
         recorded = _record(stage, values)
         values |= {k.removeprefix(OUTPUT): v for k, v in recorded.items() if k.startswith(OUTPUT)}
@@ -110,6 +112,11 @@ def _table(spec: InputSpec, facts: RunFacts, stage: str) -> Tensor:
     written = [0, facts.pages.slots][: 1 + bool(facts.pages.keep)]
     slots = written[: max(spec.allowed)] if stage == "denoise" else []
     return torch.tensor(slots, dtype=spec.dtype)
+
+
+def _decoded(facts: RunFacts, stage: str) -> Tensor:
+    """How many latents came before: those of one call, but none before the first."""
+    return torch.tensor(0 if stage == DECODING[0] else facts.latents_per_decode)
 
 
 def _input(spec: InputSpec, random: torch.Generator) -> Tensor:

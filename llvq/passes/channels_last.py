@@ -25,7 +25,6 @@ aten = torch.ops.aten
 TIME = 2  # The dim of a video that is dim 0 of frames.
 
 
-
 def joined(node: Node, b: Builder) -> Node | None:
     """A join in time, without the parts that have no frames."""
     tensors, dim = arguments(node).values()
@@ -117,4 +116,6 @@ def _account_convs(graph: Graph, book: Book) -> None:
     for node in graph.nodes:
         if is_call(node, aten.conv3d.default):
             book.sites += 1
-            account_miss(book, node, Miss("it is a convolution of none of the known kinds", node), {})
+            account_miss(
+                book, node, Miss("it is a convolution of none of the known kinds", node), {}
+            )

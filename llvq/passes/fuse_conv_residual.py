@@ -47,9 +47,7 @@ def build(found: Match, b: Builder) -> Node:
 
 
 RULES = (
-    Rule(
-        "conv-residual", is_sum, call(aten.add.Tensor, CONV, Var("residual")), build, same_size
-    ),
+    Rule("conv-residual", is_sum, call(aten.add.Tensor, CONV, Var("residual")), build, same_size),
 )
 
 

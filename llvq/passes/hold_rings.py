@@ -1,4 +1,4 @@
-"""hold-rings: the memory of a decoder becomes rings that it holds, instead of tensors that it returns.
+"""hold-rings: the memory of a decoder becomes rings that it holds, not tensors that it returns.
 
 A causal convolution takes what it continues from as an input, and returns what the next call shall
 take. A ring holds both, and is written in place: one for each causal convolution, and one for each

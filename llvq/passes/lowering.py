@@ -26,8 +26,8 @@ from llvq.passes.books import Book
 from llvq.passes.channels_last import channels_last
 from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
 from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
-from llvq.passes.fuse_qk_norm_fp8 import fuse_qk_norm_fp8
 from llvq.passes.fuse_conv_residual import fuse_conv_residual
+from llvq.passes.fuse_qk_norm_fp8 import fuse_qk_norm_fp8
 from llvq.passes.hold_rings import hold_rings
 from llvq.passes.manager import Pass, Report, measure, report
 from llvq.passes.raise_causal_conv import raise_causal_conv

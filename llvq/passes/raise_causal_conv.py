@@ -80,7 +80,7 @@ def three_taps(found: Match) -> str | None:
 
 def two_halves(found: Match) -> str | None:
     features, *_ = shape(found["weight"])
-    _, channels, frames, height, width = shape(found["x"])
+    _, _, frames, height, width = shape(found["x"])
     halves = (1, 2, features // 2, frames, height, width)
     doubled = (1, features // 2, 2 * frames, height, width)
     if tuple(found["halves"]) != halves or shape(found.root) != doubled:

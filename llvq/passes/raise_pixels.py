@@ -7,6 +7,7 @@ one op.
 from __future__ import annotations
 
 from math import isqrt
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -44,8 +45,8 @@ def raise_pixels(program: Program, ctx: Context) -> list[Book]:
 def _raise(program: Program, stage: str, book: Book) -> None:
     gm = program.graphs[stage]
     output = output_node(gm.graph)
-    (video,) = output.args[0]  # type: ignore[misc]
-    assert isinstance(video, Node)
+    results: Any = output.args[0]
+    (video,) = results
     packed, nodes = _packed(video)
     patch = isqrt(shape(packed)[1] // 3)
     if shape(packed)[:2] != (1, 3 * patch**2):

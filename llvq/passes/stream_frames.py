@@ -56,8 +56,8 @@ def _stream(program: Program, gm: GraphModule, rate: int, book: Book) -> None:
         account_miss(book, node, Miss("it is not known to work on one frame", node), {})
     book.hits += len(region) - len(others)
     output = output_node(gm.graph)
-    (last,) = output.args[0]  # type: ignore[misc]
-    assert isinstance(last, Node)
+    results: Any = output.args[0]
+    (last,) = results
     if others or shape(last)[0] == 1:
         return
     builder = Builder(program, book.rule, last, ()).at(output)

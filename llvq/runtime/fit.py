@@ -41,6 +41,12 @@ class StageSpec:
     outputs: Mapping[str, TensorSpec]
 
 
+def spec_of(inputs: tuple[InputSpec, ...], outputs: Collection[str], document: Any) -> StageSpec:
+    """What a stage takes and gives, by the document of its graph."""
+    _, given = graphs.signature(document)
+    return StageSpec(inputs, dict(zip(outputs, given, strict=True)))
+
+
 def check_fit(box: Box) -> tuple[RunFacts, dict[str, StageSpec]]:
     """The facts and stages of a box whose parts fit. Raises ArtifactError listing what does not."""
     facts = _facts(box)

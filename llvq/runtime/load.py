@@ -23,7 +23,7 @@ from llvq.runtime.attention_plans import plans_of
 from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
 from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles, require
 from llvq.runtime.executable import DECODING, CompiledStage, Executable
-from llvq.runtime.fit import check_fit, located, misfit
+from llvq.runtime.fit import StageSpec, check_fit, located, misfit
 from llvq.runtime.fold import attach_weights
 from llvq.runtime.streamed_weights import LIMITS, HostMemory, stream_weights
 
@@ -74,11 +74,13 @@ def executable(
     *,
     stages: Collection[str] | None = None,
     documents: Mapping[str, Any] | None = None,
+    specs: Mapping[str, StageSpec] | None = None,
     low_memory: bool = False,
 ) -> Executable:
     """Build the stages of an open box on a device: all, or those named.
 
-    `documents`: graphs to build in place of those of the box, that read the same weights.
+    `documents`: graphs to build in place of those of the box, that read the same weights, and in
+    `specs` what they take and give.
     `low_memory`: weights stay in the memory of the host, and are copied when they are used. Raises
     ArtifactError: graphs that do not do what they say, weights that are not theirs, more memory
     than the machine has; TargetError: the machine is of another kind; KernelError: a kernel that
@@ -86,7 +88,8 @@ def executable(
     """
     if needs_kernels(box):
         require(box.manifest["target"])
-    facts, specs = check_fit(box)
+    facts, described = check_fit(box)
+    specs = described | dict(specs or {})
     documents = {name: box.graph(name) for name in specs} | dict(documents or {})
     tensors = box.tensors(device=device)
     chosen = [name for name in specs if stages is None or name in stages]

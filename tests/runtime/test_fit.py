@@ -71,7 +71,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda m: m["state"]["loops"].append(["decode_state.0", "nothing"]),
         "loop nothing -> decode_state.0 is not of a stage",
     ),
-    "no loops": (in_state(loops=[]), "comes from nowhere"),
+    "no state": (
+        lambda m: m["contract"]["decode"][-1].update(rate="emit"),
+        "of decode comes from nowhere",
+    ),
     "state of the denoiser": (in_spec(0, rate="state"), "which nobody holds as state"),
     "pages": (
         lambda m: m["state"]["pages"]["tensors"][0].__setitem__(2, [2**20, 2**20]),
