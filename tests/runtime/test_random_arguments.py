@@ -91,3 +91,21 @@ def test_a_mask_keeps_some_and_ids_are_small() -> None:
     made = random_arguments(Check("attention", "torch", tensors), CPU, 0)
     assert made["mask"].any() and not made["mask"].all()
     assert set(made["ids"].unique().tolist()) == {0, 1}
+
+
+def test_given_scales_cover_what_they_are_for() -> None:
+    """Codes that saturate would hide what a kernel computes."""
+    angle, one = meta(6, 16, dtype=torch.float32), meta(1, dtype=torch.float32)
+    shapes = {"x": meta(1, 6, 64), "weight": meta(64), "cos": angle, "sin": angle, "out_scale": one}
+    rest = {"heads": 2, "eps": 1e-6, "round_first": True}
+    made = random_arguments(Check("rms_norm_rope_fp8", "triton", {**shapes, **rest}), CPU, 0)
+    codes = DIALECT["rms_norm_rope_fp8"].reference(**made).float().abs()
+    assert 4 < codes.max() < 448
+    own = {**ATTENTION.arguments, "q": meta(1, 6, 2, 32, dtype=torch.float8_e4m3fn)}
+    scaled = Check(
+        "paged_attention_quantize_fp8", "triton", {**own, "q_scale": one, "k_scale": one}
+    )
+    made = random_arguments(scaled, CPU, 0)
+    assert (made["k"].float().abs().amax() / made["k_scale"]) < 448
+    values, _ = DIALECT["paged_attention_quantize_fp8"].reference(**made)
+    assert values.float().isfinite().all() and values.float().std() > 0.1
