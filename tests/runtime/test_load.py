@@ -183,7 +183,6 @@ def test_stages_that_decode_may_lie_elsewhere(
     model = executable_on_two(box, "cpu", "cpu", stages=stages)
     assert model.stages.keys() == stages and model.decode_device == torch.device("cpu")
     others, decoder = held
-    assert decoder.isdisjoint(others)
     read = {name for name in decoder if not name.startswith("folded_")}  # once, when it was loaded
     assert read and not [n for n in read if not n.startswith("vae.") or ".encoder." in n]
     assert not [name for name in others if name.startswith("vae.decoder.")]
