@@ -40,7 +40,7 @@ class Convolution:
         sizes = (size + taps - 1 for size, taps in zip(self.out, self.window, strict=True))
         x = _channels_last(torch.randn(1, self.channels, *sizes, **like))
         w = _channels_last(torch.randn(self.features, self.channels, *self.window, **like))
-        with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=True):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True):
             time = measure([lambda: F.conv3d(x, w)], device, repeats=repeats)
         return self.flop / time.median / 1e12
 

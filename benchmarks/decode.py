@@ -203,7 +203,7 @@ def _run_plain(state: Run, config: ModelConfig, latents: int) -> None:
     weights = device_weights(own, state.device, SEED)
     decoder = PlainDecoder(config, weights, state.device, latents)
     latent = first_latents(config, state.device, SEED)
-    with torch.backends.cudnn.flags(benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         decoder.frames(latent)
         row = {
             "name": f"PyTorch eager, bf16, {latents} latents per call",

@@ -153,7 +153,7 @@ def _run_plain(state: Run, config: ModelConfig, device: torch.device) -> None:
     model = PlainVideo(config, weights, device, calls=options.plain_latents, seed=SEED)
     del weights
     note("warming up PyTorch")
-    with torch.backends.cudnn.flags(benchmark=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True):
         for _ in model.chunks(WARMUP_CHUNKS, 1):
             pass
         for steps in options.steps:
