@@ -25,7 +25,7 @@ from llvq.passes import PIPELINE, Pass, lowering
 from llvq.passes.spec import SPECS
 from llvq.pattern import Call, Either, describe
 from llvq.program import Level
-from llvq.recipe import DTYPES, NVFP4, QK_FORMATS
+from llvq.recipe import CONV_FORMATS, DTYPES, NVFP4, QK_FORMATS
 from llvq.runtime.pages import KEEPABLE
 
 DOCS = Path(__file__).parent
@@ -54,6 +54,10 @@ KEYS: dict[str, tuple[str, str]] = {
         "Latent frames that one call of the VAE decodes; more are faster and need more memory.",
         "divisors of the frames per chunk",
     ),
+    "decode.conv": (
+        "What convolutions after a norm multiply; `none` keeps `dtype`.",
+        "",
+    ),
     "allow_miss": ("Sites that a pass may leave alone.", "tables: pass, glob, reason"),
 }
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -63,6 +67,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kv.format": tuple(KV_FORMATS),
     "kv.keep": KEEPABLE,
     "kv.qk": QK_FORMATS,
+    "decode.conv": CONV_FORMATS,
 }
 
 INTRO = """# Passes, laws and ops
@@ -180,7 +185,11 @@ def _lowerings() -> Iterator[str]:
     for numerics, steps in lowering.LOWERINGS.items():
         links = [f"[{step.name}](#{step.name}) ({step.numerics})" for step in steps]
         yield f"| `{numerics}` | {', '.join(links) or 'none'} |"
-    for step in dict.fromkeys(s for steps in lowering.LOWERINGS.values() for s in steps):
+    streaming = ", ".join(f"[{step.name}](#{step.name}) ({step.numerics})"
+                          for step in lowering.STREAMING)  # fmt: skip
+    yield f"\nBefore all of them, for every target: {streaming}."
+    by_numerics = (step for steps in lowering.LOWERINGS.values() for step in steps)
+    for step in dict.fromkeys([*lowering.STREAMING, *by_numerics]):
         yield from _pass(step)
 
 

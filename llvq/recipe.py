@@ -21,6 +21,7 @@ from llvq.runtime.pages import KEEPABLE
 
 DTYPES = ("bfloat16", "float32")
 QK_FORMATS = ("none", "nvfp4")
+CONV_FORMATS = ("none", "fp8")
 
 # LongLive-2.0 keeps its six outer linears in bf16; VAE and text encoder are not denoiser layers.
 OUTER_LINEARS = (
@@ -59,9 +60,13 @@ class KvRecipe:
 
 @dataclass(frozen=True)
 class DecodeRecipe:
-    """How frames are decoded. More latents per call are faster and need more memory."""
+    """How frames are decoded. More latents per call are faster and need more memory.
+
+    `conv` is what convolutions that follow a norm multiply: none (the model's dtype), or fp8.
+    """
 
     latents_per_call: int = 1
+    conv: str = "none"
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Recipe:
         _choose("linear.activation_rule", self.linear.activation_rule, BLOCK_RULES)
         _choose("kv.format", self.kv.format, tuple(KV_FORMATS))
         _choose("kv.qk", self.kv.qk, QK_FORMATS)
+        _choose("decode.conv", self.decode.conv, CONV_FORMATS)
         _check_keep(self.kv)
         _check_qk(self.kv)
         for glob in self.linear.because:

@@ -6,6 +6,7 @@ A pass is a function `(program, context) -> books` that climbs at most one rung 
 import llvq.dialect  # noqa: F401  patterns name ops of the dialect, so it is registered first
 from llvq.passes.cache_attention import cache_attention
 from llvq.passes.canonicalize import canonicalize
+from llvq.passes.convs_to_fp8 import convs_to_fp8
 from llvq.passes.fold_smoothing import fold_smoothing
 from llvq.passes.fuse_gate_residual import fuse_gate_residual
 from llvq.passes.fuse_gelu_quantize import fuse_gelu_quantize
@@ -31,6 +32,7 @@ PIPELINE = (
     Pass(fuse_norm_quantize, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_gelu_quantize, Level.QUANTIZED, "exact", optional=True),
     Pass(fuse_gate_residual, Level.QUANTIZED, "exact", optional=True),
+    Pass(convs_to_fp8, Level.QUANTIZED, "rounds", optional=True),
     Pass(fuse_linear, Level.FUSED, "exact"),
     Pass(fuse_lowrank, Level.FUSED, "exact", optional=True),
     Pass(cache_attention, Level.CACHED, "rounds", whole=True),

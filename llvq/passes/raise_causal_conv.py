@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, finish, is_call, shape
+from llvq.passes.convs_to_fp8 import NORMED, PADDED
 from llvq.passes.frames import frames_of, video_of
 from llvq.passes.hold_rings import FP8_CONV, STATE
 from llvq.passes.rules import Context, Rule, apply_rules
@@ -25,17 +26,9 @@ from llvq.program import Program, Ring, placeholders
 aten = torch.ops.aten
 llvq = torch.ops.llvq
 
-SMALLEST = 1e-12  # F.normalize's
 X, WEIGHT, BIAS = Var("x"), Var("weight"), Var("bias")
-LENGTH = call(aten.clamp_min.default, call(aten.linalg_vector_norm.default, X, 2.0, [1], True),
-              SMALLEST)  # fmt: skip
-UNIT = call(aten.div.Tensor, X, call(aten.expand_as.default, LENGTH, X))
-SCALED = call(aten.mul.Tensor, UNIT, Literal("factor"))
-NORMED = call(aten.silu.default, call(aten.mul.Tensor, SCALED, Var("gamma")))
-
 AS_THEY_ARE = call(aten.cat.default, [Var("state"), X], 2)
 AFTER_NORM = call(aten.cat.default, [Var("state"), NORMED], 2)
-PADDED = ([1, 1, 1], [0, 1, 1])
 IN_TIME = call(aten.conv3d.default, AS_THEY_ARE, WEIGHT, BIAS)
 HALVES = call(aten.permute.default, call(aten.reshape.default, IN_TIME, Literal("halves")),
               [0, 2, 3, 1, 4, 5])  # fmt: skip

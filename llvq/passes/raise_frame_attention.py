@@ -13,8 +13,8 @@ from torch.fx import Node
 
 from llvq.passes.books import Book
 from llvq.passes.builder import Builder, is_call, shape
+from llvq.passes.convs_to_fp8 import SMALLEST
 from llvq.passes.frames import BATCH_OF_FRAMES, frames_of, video_of
-from llvq.passes.raise_causal_conv import SMALLEST
 from llvq.passes.rules import Context, Rule, apply_rules
 from llvq.pattern import Literal, Match, Var, call
 from llvq.program import Program

@@ -10,7 +10,7 @@ import pytest
 from docs import generate
 from llvq.errors import RecipeError
 from llvq.passes import PIPELINE
-from llvq.passes.lowering import LOWERINGS
+from llvq.passes.lowering import LOWERINGS, STREAMING
 from llvq.recipe import NVFP4, recipe_from_dict
 
 
@@ -24,7 +24,7 @@ def test_a_committed_document_is_what_the_code_says(path: Path) -> None:
 def test_every_pass_has_a_section() -> None:
     text = generate.documents()[generate.DOCS / "passes.md"]
     lowerings = (step for steps in LOWERINGS.values() for step in steps)
-    assert all(f"\n## {step.name}\n" in text for step in (*PIPELINE, *lowerings))
+    assert all(f"\n## {step.name}\n" in text for step in (*PIPELINE, *STREAMING, *lowerings))
 
 
 def test_every_recipe_key_is_explained() -> None:
