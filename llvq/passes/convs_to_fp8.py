@@ -43,7 +43,7 @@ def is_after_norm(node: Node) -> bool:
 
 def too_small(node: Node, _: Recipe) -> str | None:
     """Why a convolution stays in the dtype of the model."""
-    features, channels, *_ = shape(node.args[1])  # type: ignore[arg-type]
+    features, channels = shape(node.args[1])[:2]  # type: ignore[arg-type]
     if channels % ALIGNED:
         return f"{channels} channels are no multiple of {ALIGNED}"
     return f"it has {features} features alone" if features < ALIGNED else None
