@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llvq.backends.triton.norm import rounded
-from llvq.backends.triton.ring_conv import first_frame
+from llvq.backends.triton.rings import first_frame
 from llvq.backends.triton.specialize import Launcher
 
 # Values of a program, and how many of them a thread holds.

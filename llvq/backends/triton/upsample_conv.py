@@ -20,12 +20,10 @@ from llvq.backends.triton.ring_conv import (
     HOPPER,
     TILES,
     TILES_SM120,
-    check_frames,
     choose_tile,
-    first_frame,
-    half_of,
     tile_constants,
 )
+from llvq.backends.triton.rings import check_frames, first_frame, half_of
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect.ring_ops import BORDER
 
