@@ -1,15 +1,16 @@
 """What a compiled model takes of a machine: bytes held, bytes while it runs, and how often it runs.
 
-Everything is read off the stage graphs, so nothing is loaded or allocated. The total covers tensors
-between calls of kernels; what a kernel allocates for itself, the context of a GPU and fragmentation
-come on top.
+Everything is read off the stage graphs, lowered for the target and with their weights folded as a
+loader folds them, so nothing is loaded or allocated. For a GPU the pools of PyTorch are played
+through, so that the total is what it reserves of the device; the context of the GPU, its kernels
+and what libraries allocate for themselves come on top. For a CPU it is bytes of tensors.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,17 +19,13 @@ from llvq import graphs
 from llvq.artifact import Box
 from llvq.backends.base import find_target
 from llvq.compiler import Compiled, Stage
-from llvq.graphs.liveness import peak
+from llvq.errors import TargetError
 from llvq.graphs.ops import op_name
-from llvq.plan_memory import (
-    PARTS,
-    KvUse,
-    kv_use,
-    output_bytes,
-    state_bytes,
-    weight_bytes,
-    weight_specs,
-)
+from llvq.graphs.weight_groups import Limits
+from llvq.lowered import loops_of, lower_stages
+from llvq.plan_memory import KvUse, buffer_specs, kv_use, state_specs, weight_rows
+from llvq.plan_pools import CONDITION, MODULATE, Streaming, alone, play
+from llvq.plan_stages import RunningStage, running_stages
 from llvq.recipe import Recipe, recipe_from_dict
 from llvq.roofline import Roofline, roofline
 from llvq.runtime.contract import InputSpec
@@ -45,11 +42,9 @@ RUNS = {
     "decode_first": "once, first latents",
     "decode": "{decodes} times per chunk",
 }
-# What the thread that denoises runs for a chunk, and what runs beside it, on its own thread.
-DENOISING = ("condition", "modulate", "denoise", "refresh")
-DECODING = ("decode_first", "decode")
-# It runs before all others, with nothing but its own weights in memory.
-ENCODING = "encode_text"
+# They run before all others: one with nothing but its own weights in memory, one when all others
+# are there.
+ENCODING, IMAGE = "encode_text", "encode_image"
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,10 @@ class StageUse:
 @dataclass(frozen=True)
 class Plan:
     """All sizes are bytes. `state` is held for a whole video, and so are the `weights` but those of
-    the text encoder, which are given back before the others are loaded.
+    the text encoder, which are given back before the others are loaded. `workspace` is what stages
+    take beside that, `loading` the most until all weights are there.
 
+    With `streaming`, weights are in the memory of the host but `resident` bytes of them.
     `excluded` maps a glob of the recipe to the linears of the denoiser that it keeps. `roofline` is
     there for the chips of GPUs.
     """
@@ -76,63 +73,61 @@ class Plan:
     target: str
     numerics: str
     weights: Mapping[str, int]
+    resident: int
+    streaming: Streaming | None
     state: Mapping[str, int]
+    workspace: Mapping[str, int]
+    loading: int
+    encoding: int
     kv: KvUse | None
     stages: tuple[StageUse, ...]
     excluded: Mapping[str, tuple[str, ...]]
     roofline: Roofline | None
 
     @property
-    def workspace(self) -> int:
-        """Decoding overlaps with denoising, so their largest stages add; the others run alone."""
-        overlapped = self._largest(DENOISING) + self._largest(DECODING)
-        alone = (stage.workspace for stage in self.stages if stage.name != ENCODING)
-        return max([overlapped, *alone])
-
-    @property
-    def encoding(self) -> int:
-        """What prompts take that no cache has: the text encoder and its workspace."""
-        return self._encoder_weights + self._largest((ENCODING,))
+    def held(self) -> int:
+        """Weights that are on the device for a whole video, and the slots of others."""
+        return self.resident + (self.streaming.slots if self.streaming else 0)
 
     @property
     def generating(self) -> int:
-        weights = sum(self.weights.values()) - self._encoder_weights
-        return weights + sum(self.state.values()) + self.workspace
+        image = max((stage.workspace for stage in self.stages if stage.name == IMAGE), default=0)
+        video = sum(self.state.values()) + sum(self.workspace.values())
+        return self.held + max(video, image)
 
     @property
     def total(self) -> int:
-        return max(self.encoding, self.generating)
+        return max(self.loading, self.encoding, self.generating)
 
     def to_dict(self) -> dict[str, Any]:
-        sums = ("workspace", "encoding", "generating", "total")
-        document = asdict(self) | {name: getattr(self, name) for name in sums}
+        sums = {name: getattr(self, name) for name in ("held", "generating", "total")}
+        document = asdict(self) | sums
         if self.kv is not None:
             document["kv"]["bytes_per_chunk"] = self.kv.bytes_per_chunk
             document["kv"]["compression"] = self.kv.compression
         return document
 
-    @property
-    def _encoder_weights(self) -> int:
-        rows = self.weights.items()
-        return sum(nbytes for name, nbytes in rows if name.startswith(PARTS["text"] + ":"))
 
-    def _largest(self, names: Iterable[str]) -> int:
-        return max((stage.workspace for stage in self.stages if stage.name in names), default=0)
-
-
-def plan_compiled(compiled: Compiled, *, target: str, numerics: str | None = None) -> Plan:
+def plan_compiled(
+    compiled: Compiled, *, target: str, numerics: str | None = None, low_memory: bool = False
+) -> Plan:
     """Plan a compiled model for a target, in its default numerics or those named.
 
-    Raises TargetError.
+    `low_memory`: with weights that stay in the memory of the host. Raises TargetError.
     """
-    return _plan(compiled.stages, compiled.facts, compiled.recipe, target, numerics)
+    stages, facts, recipe = compiled.stages, compiled.facts, compiled.recipe
+    return _plan(stages, facts, recipe, target, numerics, low_memory=low_memory)
 
 
-def plan_box(box: Box, *, target: str, numerics: str | None = None) -> Plan:
-    """Plan an open program or box, a box in its own numerics. Raises TargetError, ArtifactError."""
+def plan_box(
+    box: Box, *, target: str, numerics: str | None = None, low_memory: bool = False
+) -> Plan:
+    """Plan an open program, or a box for its own target. Raises TargetError, ArtifactError."""
     manifest = box.manifest
-    if target == manifest["target"]:
+    lowered = manifest["target"] is not None
+    if lowered:
         numerics = numerics or manifest["numerics"]
+        _check_target(box, target, numerics)
     stages = {
         name: Stage(
             graphs.load(box.graph(name), device="meta"),
@@ -142,7 +137,18 @@ def plan_box(box: Box, *, target: str, numerics: str | None = None) -> Plan:
         for name, entry in manifest["stages"].items()
     }
     facts, recipe = RunFacts.from_dict(manifest["state"]), recipe_from_dict(manifest["recipe"])
-    return _plan(stages, facts, recipe, target, numerics)
+    return _plan(stages, facts, recipe, target, numerics, lowered=lowered, low_memory=low_memory)
+
+
+def _check_target(box: Box, target: str, numerics: str | None) -> None:
+    made = box.manifest["target"], box.manifest["numerics"]
+    if (target, numerics) != made:
+        raise TargetError(
+            f"a box for {made[0]} in {made[1]} cannot be planned for {target} in {numerics}",
+            where=str(box.path),
+            because="its graphs are lowered for one target",
+            fix="plan the program that it was exported from",
+        )
 
 
 def _plan(
@@ -151,29 +157,49 @@ def _plan(
     recipe: Recipe,
     target: str,
     numerics: str | None,
+    *,
+    lowered: bool = False,
+    low_memory: bool = False,
 ) -> Plan:
-    chosen = find_target(target, numerics).numerics
+    chosen = find_target(target, numerics)
+    if not lowered:
+        stages = lower_stages(stages, recipe, chosen).stages
+        facts = replace(facts, loops=loops_of(facts.loops, stages))
+    running = running_stages(stages, chosen)
+    video = {name: stage for name, stage in running.items() if name != ENCODING}
+    on_gpu, limits = chosen.chip is not None, Limits() if low_memory else None
+    taken = play(video, facts, on_gpu=on_gpu, limits=limits)
+    encoder = running.get(ENCODING)
     return Plan(
         target=target,
-        numerics=chosen,
-        weights=weight_bytes(weight_specs(stages), chosen),
-        state=_state(stages, facts),
+        numerics=chosen.numerics,
+        weights=weight_rows(running),
+        resident=taken.resident,
+        streaming=taken.streaming,
+        state=_state(running, facts, records=on_gpu and not low_memory),
+        workspace=taken.workspace,
+        loading=taken.loading,
+        encoding=0 if encoder is None else alone(encoder, on_gpu=on_gpu, limits=limits),
         kv=kv_use(facts),
-        stages=tuple(_use(name, stages[name], facts) for name in _in_order(stages)),
+        stages=tuple(_use(name, running[name], facts) for name in _in_order(stages)),
         excluded=_excluded(stages, recipe),
-        roofline=roofline(stages, facts, recipe, target, chosen),
+        roofline=roofline(stages, facts, recipe, target, chosen.numerics, lowered=True),
     )
 
 
-def _state(stages: Mapping[str, Stage], facts: RunFacts) -> dict[str, int]:
+def _state(stages: Mapping[str, RunningStage], facts: RunFacts, *, records: bool) -> dict[str, int]:
     """What a session holds besides weights."""
     calls = facts.steps + 1
+    kept = {name: sum(stage.results) for name, stage in stages.items()}
     rows = {
         "KV pages": facts.pages.nbytes,
-        "VAE state": state_bytes(stages, facts),
-        "outputs of condition": output_bytes(stages, "condition"),
-        f"outputs of modulate, {calls} timesteps": output_bytes(stages, "modulate") * calls,
+        "VAE state": sum(spec.nbytes for spec in state_specs(stages, facts).values()),
+        "outputs of condition": kept.get(CONDITION, 0),
+        f"outputs of modulate, {calls} timesteps": kept.get(MODULATE, 0) * calls,
     }
+    if records:
+        buffers = buffer_specs(stages, facts)
+        rows["inputs of CUDA graphs"] = sum(spec.nbytes for spec in buffers)
     return {name: nbytes for name, nbytes in rows.items() if nbytes}
 
 
@@ -183,8 +209,8 @@ def _in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
 
-def _use(name: str, stage: Stage, facts: RunFacts) -> StageUse:
-    nodes, top = stage.graph.graph.nodes, peak(stage.graph)
+def _use(name: str, stage: RunningStage, facts: RunFacts) -> StageUse:
+    nodes, (workspace, at) = stage.graph.graph.nodes, stage.allocations.peak
     ops = Counter(op_name(node.target) for node in nodes if node.op == "call_function")
     counts = {
         "steps": facts.steps,
@@ -193,7 +219,7 @@ def _use(name: str, stage: Stage, facts: RunFacts) -> StageUse:
     }
     runs = RUNS.get(name, "once per chunk").format(**counts)
     most_common = dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
-    return StageUse(name, runs, len(nodes), most_common, top.nbytes, top.node)
+    return StageUse(name, runs, len(nodes), most_common, workspace, at)
 
 
 def _excluded(stages: Mapping[str, Stage], recipe: Recipe) -> dict[str, tuple[str, ...]]:

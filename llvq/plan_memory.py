@@ -3,39 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from llvq.compiler import Stage
 from llvq.formats.kv import KV_FORMATS
-from llvq.graphs import weights
-from llvq.program import output_node
-from llvq.runtime.executable import RunFacts
+from llvq.plan_stages import Fold, RunningStage
+from llvq.runtime.denoiser import EVERY_CALL
+from llvq.runtime.executable import DECODING, RunFacts
 from llvq.sources import TensorSpec
 
 PARTS = {"dit": "denoiser", "vae": "VAE", "text": "text encoder"}
 PACKED = ("codes", "scales", "global_scale")
-
-
-def _as_stored(leaf: str, spec: TensorSpec) -> tuple[str, int]:
-    return f"NVFP4 {leaf.replace('_', ' ')}", spec.nbytes
-
-
-def _as_fp8(leaf: str, spec: TensorSpec) -> tuple[str, int]:
-    """Widened at load: E4M3 values, and one fp32 scale per output channel."""
-    if leaf == "codes":
-        return "fp8 values", spec.nbytes * 2
-    return "fp8 channel scales", spec.shape[0] * 4 if leaf == "scales" else 0
-
-
-# Numerics -> (form, bytes on the device) of each tensor of a packed weight.
-NUMERICS: Mapping[str, Callable[[str, TensorSpec], tuple[str, int]]] = {
-    "w4a4": _as_stored,
-    "w4a4-emulated": _as_stored,
-    "w4a16": _as_stored,
-    "w4a8": _as_fp8,
-}
+FP8 = ("fp8 values", "fp8 channel scales")
+# What ops that are run at load give.
+FORMS = {"widen": FP8, "fp8_conv_weight": FP8, "swizzle_scales": ("NVFP4 scales",)}
 
 
 @dataclass(frozen=True)
@@ -61,38 +43,52 @@ class KvUse:
         return self.bytes_plain / self.nbytes
 
 
-def weight_specs(stages: Mapping[str, Stage]) -> dict[str, TensorSpec]:
-    """Every weight that a stage reads, once each."""
-    return {name: spec for stage in stages.values() for name, spec in weights(stage.graph).items()}
-
-
-def weight_bytes(specs: Mapping[str, TensorSpec], numerics: str) -> dict[str, int]:
-    """Bytes on the device, by part of the model and form."""
+def weight_rows(stages: Mapping[str, RunningStage]) -> dict[str, int]:
+    """Bytes of all weights that stages hold, each once, by part of the model and form."""
+    specs = {name: spec for stage in stages.values() for name, spec in stage.weights.items()}
     packed = {name.rpartition(".")[0] for name in specs if name.endswith(".global_scale")}
+    labels = {name: label for stage in stages.values() for name, label in _folded(stage.folds)}
     rows: Counter[str] = Counter()
     for name, spec in specs.items():
         layer, _, leaf = name.rpartition(".")
-        part = PARTS.get(name.split(".")[0], "other")
-        form, nbytes = f"kept {spec.dtype}".replace("torch.", ""), spec.nbytes
-        if leaf in PACKED and layer in packed:
-            form, nbytes = NUMERICS[numerics](leaf, spec)
-        rows[f"{part}: {form}"] += nbytes
+        kept = f"kept {spec.dtype}".replace("torch.", "")
+        form = f"NVFP4 {leaf.replace('_', ' ')}" if leaf in PACKED and layer in packed else kept
+        rows[labels.get(name, f"{part_of(name)}: {form}")] += spec.nbytes
     return {name: nbytes for name, nbytes in rows.items() if nbytes}
 
 
-def state_bytes(stages: Mapping[str, Stage], facts: RunFacts) -> int:
-    """The temporal state of the VAE, once: the inputs of `decode` that it also returns."""
-    names = {source for source, _ in facts.loops}
-    inputs = stages["decode"].inputs if "decode" in stages else ()
-    return sum(TensorSpec(s.dtype, s.sizes).nbytes for s in inputs if s.name in names)
+def _folded(folds: Iterable[Fold]) -> Iterator[tuple[str, str]]:
+    for fold in folds:
+        part, forms = part_of(fold.sources[0]), FORMS.get(fold.op, ())
+        for name, place in fold.results.items():
+            form = forms[place] if place < len(forms) else f"{fold.op.replace('_', ' ')}"
+            yield name, f"{part}: {form}"
 
 
-def output_bytes(stages: Mapping[str, Stage], name: str) -> int:
-    """What one call of a stage returns; 0 for a stage that is not there."""
-    if name not in stages:
-        return 0
-    output = output_node(stages[name].graph.graph)
-    return sum(node.meta["val"].nbytes for node in output.all_input_nodes)
+def part_of(weight: str) -> str:
+    return PARTS.get(weight.split(".")[0], "other")
+
+
+def state_specs(stages: Mapping[str, RunningStage], facts: RunFacts) -> dict[str, TensorSpec]:
+    """What the VAE remembers from call to call: inputs of the stages that decode which stay, or
+    which come back as outputs."""
+    loops = {source for source, _ in facts.loops}
+    inputs = [spec for name in DECODING if name in stages for spec in stages[name].inputs]
+    held = [spec for spec in inputs if spec.rate == "state" or spec.name in loops]
+    return {spec.name: TensorSpec(spec.dtype, spec.sizes) for spec in held}
+
+
+def buffer_specs(stages: Mapping[str, RunningStage], facts: RunFacts) -> list[TensorSpec]:
+    """Copies of inputs that CUDA graphs of the denoiser read, one of each shape."""
+    pages = {name for name, _, _ in facts.pages.tensors}
+    found: dict[tuple[str, tuple[int, ...]], TensorSpec] = {}
+    for name in EVERY_CALL:
+        for spec in stages[name].inputs if name in stages else ():
+            for size in spec.allowed or (0,):
+                shape = tuple(size if s is None else s for s in spec.shape)
+                if spec.name not in pages:
+                    found[spec.name, shape] = TensorSpec(spec.dtype, shape)
+    return list(found.values())
 
 
 def kv_use(facts: RunFacts) -> KvUse | None:

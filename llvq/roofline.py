@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from llvq import graphs
@@ -32,12 +33,15 @@ ASSUMPTIONS = (
 )
 # Matrix products that do not compute in the dtype of the model, whatever the numerics.
 COMPUTES_IN = {
+    "llvq.conv3d_fp8.default": "fp8",
     "llvq.fp8_linear.default": "fp8",
     "llvq.attention_fp8.default": "fp8",
     "llvq.attention_quantize_fp8.default": "fp8",
     "llvq.paged_attention_fp8.default": "fp8",
     "llvq.paged_attention_quantize_fp8.default": "fp8",
 }
+# It computes in FP8 over a ring that holds it.
+RING_CONV = "llvq.ring_conv.default"
 # What `nvfp4_linear` computes in: the tensor cores of `w4a4` take NVFP4.
 NVFP4 = {"w4a4": "fp4"}
 NVFP4_LINEARS = (
@@ -93,9 +97,15 @@ class _Call:
 
 
 def roofline(
-    stages: Mapping[str, Stage], facts: RunFacts, recipe: Recipe, target: str, numerics: str
+    stages: Mapping[str, Stage],
+    facts: RunFacts,
+    recipe: Recipe,
+    target: str,
+    numerics: str,
+    *,
+    lowered: bool = False,
 ) -> Roofline | None:
-    """Of a denoise call and a chunk, lowered to the numerics.
+    """Of a denoise call and a chunk, lowered to the numerics, unless they are already.
 
     None for a target that no datasheet describes, such as a CPU, and for a model that computes in a
     dtype without a rate. Raises TargetError: the numerics cannot run the model.
@@ -105,7 +115,8 @@ def roofline(
         return None
     runs = _runs_per_chunk(stages, facts)
     gms = {n: graphs.load(graphs.dump(stages[n].graph), device="meta") for n in runs}
-    lower_to_numerics(gms, numerics, recipe)
+    if not lowered:
+        lower_to_numerics(gms, numerics, recipe)
     calls = {name: list(_calls(gm, numerics)) for name, gm in gms.items()}
     estimates = tuple(_estimate(product, calls, runs, facts) for product in products)
     return Roofline(LABEL, ASSUMPTIONS, estimates)
@@ -140,6 +151,8 @@ def _products(call: _Call) -> Iterator[_Call]:
 def _call(node: Node, values: Mapping[Node, Any], numerics: str) -> _Call:
     name, flop = op_name(node.target), 2 * node_macs(node)
     dtype = _computes_in(name, numerics) if flop else None
+    if name == RING_CONV and values[node.args[0]].dtype == torch.float8_e4m3fn:  # type: ignore[index]
+        dtype = "fp8"
     return _Call(name.removesuffix(".default"), dtype, flop, node_bytes(node, values))
 
 

@@ -6,18 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule
 
-from llvq.compiler import Compiled, Stage
+from llvq.compiler import Compiled
 from llvq.formats.kv import KV_FORMATS
-from llvq.plan_memory import (
-    NUMERICS,
-    kv_use,
-    output_bytes,
-    state_bytes,
-    weight_bytes,
-    weight_specs,
-)
+from llvq.graphs.allocations import Allocations
+from llvq.plan_memory import buffer_specs, kv_use, state_specs, weight_rows
+from llvq.plan_stages import Fold, RunningStage
 from llvq.runtime.contract import InputSpec
 from llvq.runtime.executable import PageSpec, RunFacts
 from llvq.sources import TensorSpec
@@ -30,30 +25,12 @@ LAYER = {
 }
 
 
-def stage(weights: dict[str, TensorSpec], *sizes: tuple[int, ...], inputs: tuple = ()) -> Stage:
-    """A graph that reads `weights` and returns an fp32 tensor of each of `sizes`."""
-    graph = Graph()
-    read = [valued(graph.get_attr(name), spec) for name, spec in weights.items()]
-    made = (TensorSpec(torch.float32, shape) for shape in sizes)
-    results = [valued(graph.call_function(torch.zeros, (s.shape,)), s) for s in made]
-    graph.output(tuple(results))
-    assert len(read) == len(weights)
-    root = torch.nn.Module()
-    for name, spec in weights.items():
-        *path, leaf = name.split(".")
-        owner = root
-        for step in path:
-            if not hasattr(owner, step):
-                owner.add_module(step, torch.nn.Module())
-            owner = owner.get_submodule(step)
-        owner.register_buffer(leaf, torch.empty(spec.shape, dtype=spec.dtype, device="meta"))
-    outputs = tuple(f"y{i}" for i in range(len(sizes)))
-    return Stage(GraphModule(root, graph), inputs, outputs)
-
-
-def valued(node: Node, spec: TensorSpec) -> Node:
-    node.meta["val"] = torch.empty(spec.shape, dtype=spec.dtype, device="meta")
-    return node
+def stage(
+    weights: dict[str, TensorSpec], *folds: Fold, inputs: tuple[InputSpec, ...] = ()
+) -> RunningStage:
+    """A stage that holds `weights`."""
+    nothing = GraphModule(torch.nn.Module(), Graph())
+    return RunningStage(nothing, inputs, weights, folds, Allocations((), frozenset()), ())
 
 
 @pytest.fixture
@@ -63,12 +40,7 @@ def facts(compiled_nvfp4: Compiled) -> RunFacts:
 
 def test_a_weight_that_two_stages_read_counts_once() -> None:
     one, two = dict(list(LAYER.items())[:3]), dict(list(LAYER.items())[1:])
-    assert weight_specs({"denoise": stage(one), "refresh": stage(two)}) == LAYER
-
-
-@pytest.mark.parametrize("numerics", ["w4a4", "w4a4-emulated", "w4a16"])
-def test_four_bit_numerics_hold_what_the_file_holds(numerics: str) -> None:
-    assert weight_bytes(LAYER, numerics) == {
+    assert weight_rows({"denoise": stage(one), "refresh": stage(two)}) == {
         "denoiser: NVFP4 codes": 128,
         "denoiser: NVFP4 scales": 16,
         "denoiser: NVFP4 global scale": 4,
@@ -76,11 +48,18 @@ def test_four_bit_numerics_hold_what_the_file_holds(numerics: str) -> None:
     }
 
 
-def test_eight_bit_numerics_hold_a_byte_per_value_and_a_scale_per_row() -> None:
-    assert weight_bytes(LAYER, "w4a8") == {
+def test_what_is_folded_is_told_by_its_form_and_the_part_that_it_is_of() -> None:
+    made = {
+        "folded_a": TensorSpec(torch.float8_e4m3fn, (8, 32)),
+        "folded_b": TensorSpec(torch.float32, (8,)),
+        "folded_c": TensorSpec(torch.bfloat16, (2, 2, 4)),
+    }
+    widened = Fold("widen", 148, ("dit.q.codes", "dit.q.scales"), {"folded_a": 0, "folded_b": 1})
+    taps = Fold("subpixel_weight", 18, ("vae.conv.weight",), {"folded_c": 0})
+    assert weight_rows({"decode": stage(made, widened, taps)}) == {
         "denoiser: fp8 values": 8 * 32,
         "denoiser: fp8 channel scales": 8 * 4,
-        "denoiser: kept bfloat16": 16,
+        "VAE: subpixel weight": 32,
     }
 
 
@@ -90,29 +69,33 @@ def test_names_of_packed_parts_mean_nothing_on_their_own() -> None:
         "text.embed.weight": TensorSpec(torch.bfloat16, (10, 2)),
         "clock": TensorSpec(torch.int64, ()),
     }
-    for numerics in NUMERICS:
-        assert weight_bytes(specs, numerics) == {
-            "VAE: kept float32": 16, "text encoder: kept bfloat16": 40, "other: kept int64": 8,
-        }  # fmt: skip
+    assert weight_rows({"decode": stage(specs)}) == {
+        "VAE: kept float32": 16, "text encoder: kept bfloat16": 40, "other: kept int64": 8,
+    }  # fmt: skip
 
 
-def test_state_is_what_decode_takes_and_gives_back(facts: RunFacts) -> None:
+def test_state_is_what_decode_takes_and_gives_back_or_writes_in_place(facts: RunFacts) -> None:
     inputs = (
         InputSpec("latent", torch.bfloat16, (1, 2), "emit"),
         InputSpec("decode_state.0", torch.bfloat16, (1, 3), "emit"),
-        InputSpec("decode_state.1", torch.float32, (5,), "emit"),
+        InputSpec("decode_state.1", torch.float32, (5,), "state"),
     )
-    loops = tuple((f"decode_state.{i}", f"next_state.{i}") for i in range(2))
-    looped = replace(facts, loops=loops)
+    looped = replace(facts, loops=(("decode_state.0", "next_state.0"),))
     stages = {"decode_first": stage({}, inputs=inputs), "decode": stage({}, inputs=inputs)}
-    assert state_bytes(stages, looped) == 6 + 20
-    assert state_bytes({}, looped) == state_bytes(stages, replace(facts, loops=())) == 0
+    sizes = {name: spec.nbytes for name, spec in state_specs(stages, looped).items()}
+    assert sizes == {"decode_state.0": 6, "decode_state.1": 20}
+    assert state_specs({}, looped) == {}
 
 
-def test_outputs_of_a_stage_or_of_none() -> None:
-    stages = {"condition": stage({}, (2, 3), (5,)), "refresh": stage({})}
-    assert output_bytes(stages, "condition") == 4 * (6 + 5)
-    assert output_bytes(stages, "refresh") == output_bytes(stages, "modulate") == 0
+def test_cuda_graphs_read_copies_of_what_is_no_page(facts: RunFacts) -> None:
+    pages = facts.pages.tensors[0][0]
+    inputs = (
+        InputSpec(pages, torch.uint8, (100,), "call"),
+        InputSpec("latent", torch.bfloat16, (1, 2), "call"),
+        InputSpec("page_table", torch.int64, (None,), "chunk", (0, 2)),
+    )
+    stages = {"denoise": stage({}, inputs=inputs), "refresh": stage({}, inputs=inputs)}
+    assert sorted(spec.nbytes for spec in buffer_specs(stages, facts)) == [0, 4, 16]
 
 
 @pytest.mark.parametrize("kv_format", list(KV_FORMATS))

@@ -108,7 +108,8 @@ def test_there_is_none_without_a_datasheet_or_a_rate(
     compiled_whole: Compiled, compiled_fp32: Compiled
 ) -> None:
     assert plan_compiled(compiled_whole, target="cpu").roofline is None
-    assert plan_compiled(compiled_fp32, target="sm_100a").roofline is None
+    given = compiled_fp32.stages, compiled_fp32.facts, compiled_fp32.recipe
+    assert roofline(*given, "sm_100a", "w4a4") is None
 
 
 def test_a_model_without_a_vae_counts_denoising(compiled_nvfp4: Compiled) -> None:

@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from llvq.compiler import Compiled
     from llvq.models.config import ModelConfig
     from llvq.plan import Plan
+    from llvq.plan_pools import Streaming
 
 GIB, GB = 2**30, 10**9
+COUNTED = (
+    "workspace: what stages allocate, in pools that PyTorch keeps: of each stream, and of CUDA\n"
+    "graphs. The context of a GPU, kernels, and scratch of libraries come on top."
+)
+# Bytes per second from pinned memory, of PCIe 4.0 and 5.0 with 16 lanes.
+LINKS = {"PCIe 4.0": 25e9, "PCIe 5.0": 50e9}
 LAYERS_SHOWN = 3
 OPS_SHOWN = 3
 DEFAULT_TARGET = "sm_100a"
@@ -45,6 +52,9 @@ def plan(
     memory: Annotated[
         float | None, typer.Option(metavar="GIB", min=0, help="Say whether it fits.")
     ] = None,
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="With weights in the memory of the host.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Plan memory: weights, KV pages, VAE state and workspace, without touching a weight.
@@ -55,6 +65,7 @@ def plan(
       llvq plan --memory 80
       llvq plan --model self-forcing-1.3b --memory 24
       llvq plan --height 480 --width 832 --target sm_90a --numerics w4a16
+      llvq plan --target sm_90a --memory 8 --low-memory
       llvq plan model_bf16.pt --memory 80
       llvq plan model.llvq --json
     """
@@ -68,10 +79,12 @@ def plan(
     if path is not None and (path / "manifest.json").is_file():
         source = _open_box(path, size)
         chosen = target or source.manifest["target"] or DEFAULT_TARGET
-        made = plan_box(source, target=chosen, numerics=numerics)
+        made = plan_box(source, target=chosen, numerics=numerics, low_memory=low_memory)
     else:
         source = _compile(_config(path, model, size), recipe)
-        made = plan_compiled(source, target=target or DEFAULT_TARGET, numerics=numerics)
+        made = plan_compiled(
+            source, target=target or DEFAULT_TARGET, numerics=numerics, low_memory=low_memory
+        )
     if json:
         print_json({**made.to_dict(), "memory": _verdict(made, memory)})
     else:
@@ -131,10 +144,9 @@ def _show(plan: Plan, memory: float | None) -> None:
 
     print(f"{plan.target}, numerics {plan.numerics}\n")
     print_table("", ("memory", "GB", "GiB"), _memory_rows(plan))
-    print(
-        "workspace: the largest stage that denoises and the largest that decodes, which overlap;\n"
-        "the VAE's next state is in it. Scratch inside kernels and the GPU context come on top."
-    )
+    print(COUNTED)
+    if plan.streaming is not None:
+        _show_streaming(plan.streaming)
     if plan.kv is not None:
         print(
             f"KV pages: {plan.kv.kv_format}, {plan.kv.slots} chunks of "
@@ -153,16 +165,33 @@ def _show(plan: Plan, memory: float | None) -> None:
         print_roofline(plan.roofline)
 
 
+def _show_streaming(streaming: Streaming) -> None:
+    from llvq.cli.table import print_table
+
+    print(
+        f"low memory: {streaming.host / GB:.2f} GB of weights stay in the memory of the host, and "
+        f"pass\nthrough {streaming.slots / GB:.2f} GB on the device"
+    )
+    rows = [(name, f"{n / GB:.3f}", *(f"{n / rate * 1e3:.1f}" for rate in LINKS.values()))
+            for name, n in streaming.copied.items()]  # fmt: skip
+    links = (f"ms at {rate / GB:.0f} GB/s ({name})" for name, rate in LINKS.items())
+    print_table("", ("copied per call, estimate", "GB", *links), rows)
+    print("an estimate, not a measurement; copies overlap with what the device computes")
+
+
 def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    groups = (("weights", plan.weights), ("held", plan.state), ("", {"workspace": plan.workspace}))
+    groups = (("weights", plan.weights), ("held", plan.state), ("workspace", plan.workspace))
     for group, rows in groups:
         for name, nbytes in rows.items():
-            yield _row(f"{group}: {name}" if group else name, nbytes)
+            yield _row(f"{group}: {name}", nbytes)
         if len(rows) > 1:
             yield _row(f"{group}, all", sum(rows.values()))
+    if plan.streaming is not None:
+        yield _row("weights on the device, and room for others", plan.held)
     if plan.encoding:
         yield _row("encoding prompts, nothing else loaded", plan.encoding)
-        yield _row("generating, text encoder given back", plan.generating)
+    yield _row("loading", plan.loading)
+    yield _row("generating", plan.generating)
     yield _row("total at the peak", plan.total)
 
 

@@ -24,12 +24,11 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes of a group (unless one weight has more), and of weights that go round: a copy of less
-    takes longer than it is worth, and one of more would make every slot as large as itself."""
+    """`sizes` are bytes that a group may have, of which the best is chosen; a larger weight stays.
+    So does one below `smallest`, since a copy of less takes longer than it is worth."""
 
-    group: int = 2**26
+    sizes: tuple[int, ...] = (2**25, 2**26, 3 * 2**25, 2**27)
     smallest: int = 2**18
-    largest: int = 2**29
 
 
 @dataclass(frozen=True)
@@ -97,17 +96,29 @@ def group_all(
     limits: Limits | None = None,
 ) -> dict[str, tuple[Group, ...]]:
     """Groups of each of several graphs that share their slots: a weight that cannot go round in one
-    of them stays for all, as do those of `stay`. None where going round would save nothing."""
-    chosen, staying = limits or Limits(), set(stay)
+    of them stays for all, as do those of `stay`. They take the least memory that they can: none
+    where going round would save nothing."""
+    chosen = limits or Limits()
+    best: dict[str, tuple[Group, ...]] = {name: () for name in uses}
+    saved = 0
+    for size in chosen.sizes:
+        made = _group_all(uses, set(stay), chosen.smallest, size)
+        moving = {w.name: w.nbytes for each in made.values() for g in each for w in g.weights}
+        saving = sum(moving.values()) - SLOTS * slot_bytes(made)
+        if saving > saved:
+            best, saved = made, saving
+    return best
+
+
+def _group_all(
+    uses: Mapping[str, Sequence[WeightUse]], staying: set[str], smallest: int, size: int
+) -> dict[str, tuple[Group, ...]]:
     while True:
-        made = {name: _groups(each, staying, chosen) for name, each in uses.items()}
+        made = {name: _groups(each, staying, smallest, size) for name, each in uses.items()}
         late = {name for groups in made.values() for name in _late(groups)}
         if not late:
-            break
+            return made
         staying |= late
-    moving = {w.name: w.nbytes for each in made.values() for group in each for w in group.weights}
-    worth = sum(moving.values()) > SLOTS * slot_bytes(made)
-    return made if worth else dict.fromkeys(made, ())
 
 
 def slot_bytes(groups: Mapping[str, Sequence[Group]]) -> int:
@@ -115,13 +126,15 @@ def slot_bytes(groups: Mapping[str, Sequence[Group]]) -> int:
     return max((group.nbytes for each in groups.values() for group in each), default=0)
 
 
-def _groups(uses: Sequence[WeightUse], stay: Collection[str], limits: Limits) -> tuple[Group, ...]:
+def _groups(
+    uses: Sequence[WeightUse], stay: Collection[str], smallest: int, size: int
+) -> tuple[Group, ...]:
     parts: list[list[WeightUse]] = []
     filled = 0
     for use in uses:
-        if use.name in stay or not limits.smallest <= use.nbytes <= limits.largest:
+        if use.name in stay or not smallest <= use.nbytes <= size:
             continue
-        if not parts or filled + aligned(use.nbytes) > limits.group:
+        if not parts or filled + aligned(use.nbytes) > size:
             parts.append([])
             filled = 0
         parts[-1].append(use)

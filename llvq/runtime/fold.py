@@ -106,7 +106,7 @@ def _fold(
     keep: Callable[[Tensor], Tensor],
 ) -> None:
     """Put results in place of the nodes of a plan, computing those that are not `held` yet."""
-    for base, leaves in _leaves(plan).items():
+    for base, leaves in leaves_of(plan).items():
         if any(plan[leaf] not in held for leaf in leaves):
             with torch.no_grad():
                 value = _evaluate(base, read)
@@ -122,7 +122,7 @@ def _fold(
     gm.recompile()
 
 
-def _leaves(plan: Mapping[Node, str]) -> dict[Node, list[Node]]:
+def leaves_of(plan: Mapping[Node, str]) -> dict[Node, list[Node]]:
     """Tensors of a plan that the rest of the graph reads, by the call that computes them."""
     found: dict[Node, list[Node]] = {}
     for node in plan:

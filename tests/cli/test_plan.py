@@ -15,6 +15,7 @@ from llvq.box import write_program
 from llvq.cli.plan import BUILTIN, plan
 from llvq.compiler import Compiled
 from llvq.errors import LlvqError, RecipeError, TargetError
+from llvq.graphs.weight_groups import Limits
 from llvq.models.config import PUBLISHED, ModelConfig
 from llvq.sources import DictSource
 
@@ -25,6 +26,11 @@ APP.command()(plan)
 @pytest.fixture
 def _compiled_already(compiled_whole: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "compile_model", lambda config, recipe: compiled_whole)
+
+
+@pytest.fixture
+def _denoiser_compiled_already(compiled_nvfp4: Compiled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "compile_model", lambda config, recipe: compiled_nvfp4)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def refused(kind: type[LlvqError], *arguments: str) -> LlvqError:
     return caught.value
 
 
-@pytest.mark.usefixtures("_compiled_already")
+@pytest.mark.usefixtures("_denoiser_compiled_already")
 def test_tables_of_a_known_model() -> None:
     text = run("--model", "tiny", "--target", "sm_90a", "--memory", "80")
     assert "sm_90a, numerics w4a8\n" in text
@@ -61,7 +67,7 @@ def test_tables_of_a_known_model() -> None:
     assert f"80 GiB fits, with {spare['memory']['spare'] / 2**30:.2f} GiB" in text
 
 
-@pytest.mark.usefixtures("_compiled_already")
+@pytest.mark.usefixtures("_denoiser_compiled_already")
 def test_a_gpu_gets_a_roofline_that_says_what_it_is() -> None:
     text = run("--model", "tiny", "--target", "sm_100a")
     assert text.count("estimate, not a measurement") >= 3 and "HGX B200" in text
@@ -84,10 +90,22 @@ def test_json_has_exact_bytes_and_says_what_is_missing() -> None:
     document = json.loads(run("--model", "tiny", "--target", "cpu", "--memory", "0", "--json"))
     encoder = document["weights"].pop("text encoder: kept bfloat16")
     held = sum(document["weights"].values()) + sum(document["state"].values())
-    assert document["generating"] == held + document["workspace"]
+    assert document["generating"] == held + sum(document["workspace"].values())
     assert document["total"] == max(document["encoding"], document["generating"])
     assert document["encoding"] > encoder
     assert document["memory"] == {"bytes": 0, "fits": False, "spare": -document["total"]}
+
+
+@pytest.mark.usefixtures("_denoiser_compiled_already")
+def test_low_memory_says_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Limits(sizes=(2**13,), smallest=256)
+    monkeypatch.setattr("llvq.plan.Limits", lambda: small)
+    text = run("--model", "tiny", "--target", "cpu", "--low-memory", "--memory", "1")
+    for words in ("weights on the device, and room for others", "stay in the memory of the host",
+                  "copied per call, estimate", "ms at 50 GB/s (PCIe 5.0)",
+                  "an estimate, not a measurement"):  # fmt: skip
+        assert words in text
+    assert "estimate" not in run("--model", "tiny", "--target", "cpu", "--memory", "1")
 
 
 def test_a_program_is_planned_from_its_files(program: Path) -> None:

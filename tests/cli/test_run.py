@@ -174,7 +174,7 @@ def test_an_existing_video_is_kept(invoke: Invoke, box: Typed, tmp_path: Path) -
 def test_weights_in_the_memory_of_the_host_make_the_same_latents(
     invoke: Invoke, box: Typed, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llvq.runtime.load.LIMITS", Limits(group=2**16, smallest=2**10))
+    monkeypatch.setattr("llvq.runtime.load.LIMITS", Limits(sizes=(2**16,), smallest=2**10))
     tensors = ("--embeds", str(inputs), "--noise", str(inputs), "--latents-only", "--steps", "1")
     for name, more in (("whole", ()), ("little", ("--low-memory",))):
         out = str(tmp_path / f"{name}.safetensors")

@@ -22,7 +22,7 @@ from llvq.graphs.weight_groups import (
 )
 
 aten = torch.ops.aten
-LIMITS = Limits(group=1024, smallest=256, largest=4096)
+LIMITS = Limits(sizes=(1024,), smallest=256)
 
 
 def uses_in_turn(count: int, nbytes: int = 1024) -> list[WeightUse]:
@@ -43,7 +43,7 @@ def test_weights_of_a_group_are_read_after_each_other() -> None:
 
 def test_small_large_and_named_weights_stay() -> None:
     uses = uses_in_turn(10)
-    uses[2], uses[5] = WeightUse("tiny", 255, 2, 2), WeightUse("huge", 4097, 5, 5)
+    uses[2], uses[5] = WeightUse("tiny", 255, 2, 2), WeightUse("huge", 1025, 5, 5)
     made = group_all({"a": uses}, stay={"w3"}, limits=LIMITS)["a"]
     assert names(made) == [(f"w{i}",) for i in (0, 1, 4, 6, 7, 8, 9)]
 
@@ -76,7 +76,7 @@ def test_no_slot_is_filled_while_it_is_read(rows: list[tuple[int, int, int]]) ->
     made = group_all({"a": sorted(uses, key=lambda use: use.first)}, limits=LIMITS)["a"]
     for group in made:
         assert all(group.first <= use.first <= use.last <= group.last for use in group.weights)
-        assert group.nbytes <= 1024 or len(group.weights) == 1
+        assert group.nbytes <= 1024
         ends = zip(group.offsets, (use.nbytes for use in group.weights), strict=True)
         assert all(at % 256 == 0 and at + n <= group.nbytes for at, n in ends)
     for group, later in zip(made, made[SLOTS:], strict=False):

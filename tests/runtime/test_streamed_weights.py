@@ -30,7 +30,7 @@ from llvq.runtime.streamed_weights import HostMemory, Pairs, stream_weights
 from llvq.sources import DictSource
 
 DEVICE = torch.device("cpu")
-SMALL = Limits(group=2**12, smallest=256)
+SMALL = Limits(sizes=(2**13,), smallest=256)
 Make = Callable[[], Executable]
 
 
