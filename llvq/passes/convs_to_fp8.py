@@ -1,8 +1,9 @@
 """convs-to-fp8: convolutions of a decoder that follow a norm are done in FP8.
 
-Where the recipe asks for it: `decode.conv`. A norm bounds what a convolution reads, so that its scale is known before
-any video: no calibration is needed. Weights have a scale per feature. What is left in the dtype of
-the model: convolutions of anything else, and those that are too small or of odd sizes.
+Where the recipe asks for it, with `decode.conv`. A norm bounds what a convolution reads, so that
+its scale is known before any video: no calibration is needed. Weights have a scale per feature.
+Left in the dtype of the model are convolutions of anything else, and those that are too small or of
+odd sizes.
 """
 
 from __future__ import annotations

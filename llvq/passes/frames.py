@@ -6,6 +6,8 @@ frames, those are what it gets. So permutes are left only where something else s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import Node
 
@@ -37,21 +39,22 @@ def made_of(video: Node) -> Node | None:
     """The frames that `video_of` made a video of; None if something else did."""
     if not is_call(video, aten.permute.default) or video.args[1] != TO_VIDEO:
         return None
-    (batch, _), frames = video.args, video.args[0].args[0]  # type: ignore[union-attr]
-    if not is_call(batch, aten.reshape.default) or not isinstance(frames, Node):
+    batch: Any = video.args[0]
+    if not is_call(batch, aten.reshape.default):
         return None
-    return frames if shape(batch) == (1, *shape(frames)) else None  # type: ignore[arg-type]
+    frames: Node = batch.args[0]
+    return frames if shape(batch) == (1, *shape(frames)) else None
 
 
 def wants_frames(node: Node) -> bool:
     """Whether a node gives the frames of a video that something else made."""
-    if not is_call(node, aten.contiguous.default):
-        return False
-    inside = node.args[0]
-    last = inside.args[0] if is_call(inside, aten.reshape.default) else None  # type: ignore[union-attr]
-    return is_call(last, aten.permute.default) and last.args[1] == TO_FRAMES  # type: ignore[union-attr]
+    inside: Any = node.args[0] if is_call(node, aten.contiguous.default) else None
+    last: Any = inside.args[0] if is_call(inside, aten.reshape.default) else None
+    return is_call(last, aten.permute.default) and last.args[1] == TO_FRAMES
 
 
-def video_behind(node: Node) -> Node:
+def video_behind(frames: Node) -> Node:
     """What a node that `wants_frames` reads."""
-    return node.args[0].args[0].args[0]  # type: ignore
+    for _ in range(3):
+        (frames,) = frames.all_input_nodes
+    return frames

@@ -180,10 +180,11 @@ def _drop_state(program: Program, stage: str) -> None:
     """State that nothing reads any more is no input."""
     gm, kept = program.graphs[stage], []
     nodes: Iterable[Any] = placeholders(gm.graph)
+    finish(gm)
     for node, spec in zip(nodes, program.stage_inputs[stage], strict=True):
-        if spec.name.startswith(STATE) and spec.rate != "state":
+        if spec.name.startswith(STATE) and spec.rate != "state" and not node.users:
             gm.graph.erase_node(node)
         else:
             kept.append(spec)
     program.stage_inputs[stage] = tuple(kept)
-    finish(gm)
+    gm.recompile()
