@@ -30,7 +30,7 @@ from llvq.checks import Checks
 from llvq.compiler import compile_model
 from llvq.errors import LlvqError
 from llvq.models.config import LONGLIVE2_5B, ModelConfig
-from llvq.recipe import NVFP4, KvRecipe, Recipe
+from llvq.recipe import NVFP4, DecodeRecipe, KvRecipe, Recipe
 from llvq.runtime.load import open_checked
 
 SEED = 0
@@ -67,10 +67,11 @@ def recipe_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--kv", default="nvfp4", help="format of KV pages (default nvfp4)")
     add("--latents-per-call", type=int, default=1, help="of the decoder (default 1)")
+    add("--conv", default="none", help="what the decoder multiplies in: none (bf16), or fp8")
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
-    decode = replace(NVFP4.decode, latents_per_call=options.latents_per_call)
+    decode = DecodeRecipe(options.latents_per_call, options.conv)
     return replace(NVFP4, kv=KvRecipe(options.kv), decode=decode)
 
 
