@@ -100,10 +100,15 @@ def ring_write_normed(
 
     Divided by `ring_scale` fp32 [1], where a ring holds e4m3.
     """
-    normed = F.silu(F.normalize(x, dim=-1) * factor * gamma)
+    normed = torch.cat([_normed(frame, gamma, factor) for frame in x.split(1)])
     if ring_scale is not None:
         normed = (normed.float() / ring_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
     _write_frames(ring, normed, ring_slots(ring, decoded, rate, skip, offset, x.shape[0]))
+
+
+def _normed(frame: Tensor, gamma: Tensor, factor: float) -> Tensor:
+    """One frame alone: PyTorch rounds SiLU by where in a tensor an element is."""
+    return F.silu(F.normalize(frame, dim=-1) * factor * gamma)
 
 
 def _ring_conv_fake(

@@ -69,7 +69,7 @@ def weights_of(config: VaeConfig) -> DictSource:
     # Pixels that are mostly inside [-1, 1].
     tensors = {
         name: torch.randn(shape, generator=random)
-        * (0.1 if ".head." in name else max(shape[1:], default=1) ** -0.5)
+        * (0.1 if ".head.2." in name else max(shape[1:], default=1) ** -0.5)
         for name, shape in shapes.items()
     }
     constants = {
