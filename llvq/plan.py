@@ -24,12 +24,12 @@ from llvq.graphs.ops import op_name
 from llvq.graphs.weight_groups import Limits
 from llvq.lowered import loops_of, lower_stages
 from llvq.plan_memory import KvUse, buffer_specs, kv_use, state_specs, weight_rows
-from llvq.plan_pools import CONDITION, MODULATE, Streaming, alone, play
+from llvq.plan_pools import CONDITION, MODULATE, Taken, alone, play
 from llvq.plan_stages import RunningStage, running_stages
 from llvq.recipe import Recipe, recipe_from_dict
 from llvq.roofline import Roofline, roofline
 from llvq.runtime.contract import InputSpec
-from llvq.runtime.executable import RunFacts
+from llvq.runtime.executable import RunFacts, Streamed
 
 # How often each stage runs; the order is that of a video.
 RUNS = {
@@ -42,8 +42,7 @@ RUNS = {
     "decode_first": "once, first latents",
     "decode": "{decodes} times per chunk",
 }
-# They run before all others: one with nothing but its own weights in memory, one when all others
-# are there.
+# They run before all others, and are left out where nothing wants them.
 ENCODING, IMAGE = "encode_text", "encode_image"
 
 
@@ -62,10 +61,11 @@ class StageUse:
 @dataclass(frozen=True)
 class Plan:
     """All sizes are bytes. `state` is held for a whole video, and so are the `weights` but those of
-    the text encoder, which are given back before the others are loaded. `workspace` is what stages
-    take beside that, `loading` the most until all weights are there.
+    the encoders; those of the text encoder are given back before the others are loaded. `workspace`
+    is what stages take beside that, `loading` the most until all weights are there.
 
-    With `streaming`, weights are in the memory of the host but `resident` bytes of them.
+    With `streaming`, weights are in the memory of the host but `resident` bytes of them. A video
+    that begins with an image takes `image` bytes more, and all else is of one that does not.
     `excluded` maps a glob of the recipe to the linears of the denoiser that it keeps. `roofline` is
     there for the chips of GPUs.
     """
@@ -74,11 +74,12 @@ class Plan:
     numerics: str
     weights: Mapping[str, int]
     resident: int
-    streaming: Streaming | None
+    streaming: Streamed | None
     state: Mapping[str, int]
     workspace: Mapping[str, int]
     loading: int
     encoding: int
+    image: int
     kv: KvUse | None
     stages: tuple[StageUse, ...]
     excluded: Mapping[str, tuple[str, ...]]
@@ -91,9 +92,7 @@ class Plan:
 
     @property
     def generating(self) -> int:
-        image = max((stage.workspace for stage in self.stages if stage.name == IMAGE), default=0)
-        video = sum(self.state.values()) + sum(self.workspace.values())
-        return self.held + max(video, image)
+        return self.held + sum(self.state.values()) + sum(self.workspace.values())
 
     @property
     def total(self) -> int:
@@ -166,9 +165,10 @@ def _plan(
         stages = lower_stages(stages, recipe, chosen).stages
         facts = replace(facts, loops=loops_of(facts.loops, stages))
     running = running_stages(stages, chosen)
-    video = {name: stage for name, stage in running.items() if name != ENCODING}
     on_gpu, limits = chosen.chip is not None, Limits() if low_memory else None
-    taken = play(video, facts, on_gpu=on_gpu, limits=limits)
+    both = {name: stage for name, stage in running.items() if name != ENCODING}
+    video = {name: stage for name, stage in both.items() if name != IMAGE}
+    taken, more = (play(each, facts, on_gpu=on_gpu, limits=limits) for each in (video, both))
     encoder = running.get(ENCODING)
     return Plan(
         target=target,
@@ -180,11 +180,17 @@ def _plan(
         workspace=taken.workspace,
         loading=taken.loading,
         encoding=0 if encoder is None else alone(encoder, on_gpu=on_gpu, limits=limits),
+        image=_device_bytes(more) - _device_bytes(taken),
         kv=kv_use(facts),
         stages=tuple(_use(name, running[name], facts) for name in _in_order(stages)),
         excluded=_excluded(stages, recipe),
         roofline=roofline(stages, facts, recipe, target, chosen.numerics, lowered=True),
     )
+
+
+def _device_bytes(taken: Taken) -> int:
+    """Of weights, and of the slots that others pass through."""
+    return taken.resident + (taken.streaming.slots if taken.streaming else 0)
 
 
 def _state(stages: Mapping[str, RunningStage], facts: RunFacts, *, records: bool) -> dict[str, int]:

@@ -16,23 +16,14 @@ from llvq.plan_memory import buffer_specs, state_specs
 from llvq.plan_pool import MIB, Block, Pool
 from llvq.plan_stages import RunningStage
 from llvq.runtime.denoiser import EVERY_CALL
-from llvq.runtime.executable import DECODING, RunFacts
+from llvq.runtime.executable import DECODING, RunFacts, Streamed
+from llvq.runtime.streamed_weights import families, streamed
 from llvq.sources import TensorSpec
 
 # What cuBLAS takes of PyTorch for each stream that it works on, as measured on an H100.
 CUBLAS_WORKSPACE = 32 * MIB
 # Stages whose results are kept.
 CONDITION, MODULATE = "condition", "modulate"
-
-
-@dataclass(frozen=True)
-class Streaming:
-    """Weights that stay in the memory of the host: `host` bytes of it, `slots` bytes on the device,
-    and what a call of each stage copies."""
-
-    host: int
-    slots: int
-    copied: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Taken:
     loading: int
     resident: int
     workspace: Mapping[str, int]
-    streaming: Streaming | None
+    streaming: Streamed | None
 
 
 def play(
@@ -68,19 +59,15 @@ def play(
     if records:
         workspace["denoising, recorded"] = _recorded(stages, EVERY_CALL)
     workspace |= _decode(stages, facts, on_gpu=on_gpu, records=records)
-    streaming = None
-    if limits is not None:
-        copied = {n: sum(_bytes(group) for group in each) for n, each in groups.items() if each}
-        streaming = Streaming(sum(sizes[name] for name in moving), sum(slots), copied)
-    return Taken(loading, sum(resident.values()), workspace, streaming)
+    moved = None if limits is None else streamed(groups)
+    return Taken(loading, sum(resident.values()), workspace, moved)
 
 
 def grouped(stages: Mapping[str, RunningStage], limits: Limits) -> dict[str, tuple[Group, ...]]:
     """Groups of the weights of each stage, as a loader makes them."""
     made: dict[str, tuple[Group, ...]] = {}
-    for decodes in (False, True):
-        uses = {n: stage.uses for n, stage in stages.items() if (n in DECODING) == decodes}
-        made |= group_all(uses, limits=limits)
+    for names in families(stages):
+        made |= group_all({name: stages[name].uses for name in names}, limits=limits)
     return made
 
 
@@ -138,9 +125,8 @@ def _leave(
 
 
 def _slots(groups: Mapping[str, tuple[Group, ...]]) -> Iterable[int]:
-    for decodes in (False, True):
-        family = {name: each for name, each in groups.items() if (name in DECODING) == decodes}
-        if nbytes := slot_bytes(family):
+    for names in families(groups):
+        if nbytes := slot_bytes({name: groups[name] for name in names}):
             yield from [nbytes] * SLOTS
 
 
@@ -211,10 +197,6 @@ def _hold(pool: Pool, sizes: Iterable[int]) -> None:
 def _give_back(pool: Pool, held: Mapping[int, Block]) -> None:
     for block in held.values():
         pool.free(block)
-
-
-def _bytes(group: Group) -> int:
-    return sum(weight.nbytes for weight in group.weights)
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:

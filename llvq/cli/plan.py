@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llvq.compiler import Compiled
     from llvq.models.config import ModelConfig
     from llvq.plan import Plan
-    from llvq.plan_pools import Streaming
+    from llvq.runtime.executable import Streamed
 
 GIB, GB = 2**30, 10**9
 COUNTED = (
@@ -165,7 +165,7 @@ def _show(plan: Plan, memory: float | None) -> None:
         print_roofline(plan.roofline)
 
 
-def _show_streaming(streaming: Streaming) -> None:
+def _show_streaming(streaming: Streamed) -> None:
     from llvq.cli.table import print_table
 
     print(
@@ -173,7 +173,7 @@ def _show_streaming(streaming: Streaming) -> None:
         f"pass\nthrough {streaming.slots / GB:.2f} GB on the device"
     )
     rows = [(name, f"{n / GB:.3f}", *(f"{n / rate * 1e3:.1f}" for rate in LINKS.values()))
-            for name, n in streaming.copied.items()]  # fmt: skip
+            for name, n in streaming.copied.items() if n]  # fmt: skip
     links = (f"ms at {rate / GB:.0f} GB/s ({name})" for name, rate in LINKS.items())
     print_table("", ("copied per call, estimate", "GB", *links), rows)
     print("an estimate, not a measurement; copies overlap with what the device computes")
@@ -192,6 +192,8 @@ def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
         yield _row("encoding prompts, nothing else loaded", plan.encoding)
     yield _row("loading", plan.loading)
     yield _row("generating", plan.generating)
+    if plan.image:
+        yield _row("beginning with an image, more", plan.image)
     yield _row("total at the peak", plan.total)
 
 

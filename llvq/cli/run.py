@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llvq.cli import options
+from llvq.cli.plan import LINKS
 from llvq.errors import SessionError
 
 if TYPE_CHECKING:
-    from llvq.runtime.executable import RunFacts
+    from llvq.runtime.executable import RunFacts, Streamed
     from llvq.runtime.latents import LatentWriter
     from llvq.runtime.session import Session
     from llvq.runtime.timeline import Timeline
@@ -145,12 +146,26 @@ def run(
         note(f"note: longer than {facts.text_len} tokens, the rest is not read: {text[:60]!r}...")
     for error in opened.embedder.damaged:
         note(f"note: {error.what}, and was encoded again: {error.where}: {error.because}")
+    if opened.streamed is not None:
+        note(_cost(opened.streamed, facts, steps or facts.steps))
     timing = Timing(setup=time.perf_counter() - began)
     with _writer(path, facts, latents_only=latents_only) as writer:
         _generate(opened.session, writer, timing, timeline)
     if timeline is not None and trace is not None:
         timeline.write(trace)
     timing.show(path, writer.frames, facts, latents_only=latents_only, as_json=json)
+
+
+def _cost(streamed: Streamed, facts: RunFacts, steps: int) -> str:
+    """What weights in the memory of the host cost, in a line."""
+    decodes = facts.frames_per_chunk // facts.latents_per_decode
+    calls = {"denoise": steps, "refresh": 1, "decode": decodes}
+    copied = sum(count * streamed.copied.get(name, 0) for name, count in calls.items())
+    times = ", ".join(f"{copied / rate:.2f} s on {link}" for link, rate in LINKS.items())
+    return (
+        f"low memory: {streamed.host / 1e9:.2f} GB of weights stay in the memory of the host, "
+        f"{copied / 1e9:.1f} GB are copied per chunk: {times} (estimate), beside what is computed"
+    )
 
 
 def _check_request(

@@ -17,7 +17,7 @@ from llvq.errors import ArtifactError
 from llvq.runtime.contract import InputSpec, check
 from llvq.runtime.facts import PageSpec, RunFacts
 
-__all__ = ["DECODING", "CompiledStage", "Executable", "PageSpec", "RunFacts"]
+__all__ = ["DECODING", "CompiledStage", "Executable", "PageSpec", "RunFacts", "Streamed"]
 
 # Stages of the decoder: of the first latents of a video, and of all later ones.
 DECODING = ("decode_first", "decode")
@@ -50,18 +50,29 @@ class CompiledStage:
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """Weights that are copied to the device whenever they are used: `host` bytes that stay in the
+    memory of the host, `slots` bytes that they pass through on the device, bytes that a call of
+    each stage copies, and their names."""
+
+    host: int
+    slots: int
+    copied: Mapping[str, int]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Executable:
     """Stages by name, on one device; those of DECODING on another, if `decode_device` names it.
 
-    `streams_weights`: they read weights that are copied to the device as they run, so that no CUDA
-    graph can be made of them, and no two sessions run at once.
+    With `streamed`, no CUDA graph can be made of them, and no two sessions run at once.
     """
 
     stages: Mapping[str, CompiledStage]
     facts: RunFacts
     device: torch.device
     decode_device: torch.device | None = None
-    streams_weights: bool = False
+    streamed: Streamed | None = None
 
     @property
     def decodes_on(self) -> torch.device:

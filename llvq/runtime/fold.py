@@ -28,10 +28,10 @@ from llvq.sources import TensorSpec
 def attach_weights(
     gms: Mapping[str, GraphModule],
     tensors: Mapping[str, Tensor],
-    keep: Callable[[Tensor], Tensor] | None = None,
+    keep: Callable[[str, Tensor], Tensor] | None = None,
 ) -> None:
     """Give graphs, by the names of their stages, their weights out of `tensors`, which reads one
-    whenever it is asked. `keep` takes each in its last form, and gives what is to be held of it.
+    whenever it is asked. `keep` takes each by name, in its last form, and gives what is held.
 
     Raises ArtifactError at a stage: a weight that is not there, or not what the graph says.
     """
@@ -43,12 +43,12 @@ def attach_weights(
     for name, gm in gms.items():
         wanted = graphs.weights(gm)
         for weight in wanted.keys() - held.keys():
-            held[weight] = kept(tensors[weight])
+            held[weight] = kept(weight, tensors[weight])
         with _located(name):
             graphs.attach(gm, {weight: held[weight] for weight in wanted})
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _as_it_is(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -103,7 +103,7 @@ def _fold(
     plan: dict[Node, str],
     read: _Reader,
     held: dict[str, Tensor],
-    keep: Callable[[Tensor], Tensor],
+    keep: Callable[[str, Tensor], Tensor],
 ) -> None:
     """Put results in place of the nodes of a plan, computing those that are not `held` yet."""
     for base, leaves in leaves_of(plan).items():
@@ -111,7 +111,9 @@ def _fold(
             with torch.no_grad():
                 value = _evaluate(base, read)
             for leaf in leaves:
-                held[plan[leaf]] = keep(value if leaf is base else value[leaf.args[1]])
+                result = value if leaf is base else value[leaf.args[1]]
+                held[plan[leaf]] = keep(plan[leaf], result)
+                del result
             del value
         for leaf in leaves:
             _replace(gm, leaf, plan[leaf])

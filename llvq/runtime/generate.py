@@ -12,7 +12,7 @@ from llvq.artifact import Box
 from llvq.errors import SessionError
 from llvq.runtime.device import check_decode_device
 from llvq.runtime.embedder import ENCODER, Embedder
-from llvq.runtime.executable import Executable, RunFacts
+from llvq.runtime.executable import Executable, RunFacts, Streamed
 from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
 from llvq.runtime.load import executable, executable_on_two, open_runnable
 from llvq.runtime.prompts import PromptTokenizer, PromptTokens
@@ -20,6 +20,8 @@ from llvq.runtime.session import Prompt, Session, check_seed, schedule_of
 from llvq.runtime.shots import Cue, chunks_for, cues
 from llvq.runtime.timeline import Timeline
 from llvq.runtime.video import read_image
+
+IMAGE_ENCODER = "encode_image"
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Opened:
-    """A session that is ready to be iterated, what embeds further prompts for its `set_prompt`, and
-    the prompts that were cut off on the way."""
+    """A session that is ready to be iterated, what embeds further prompts for its `set_prompt`, the
+    prompts that were cut off on the way, and the weights that are copied as it runs."""
 
     session: Session
     embedder: Embedder
     truncated: tuple[str, ...] = ()
+    streamed: Streamed | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def embed(embedder: Embedder, script: Script) -> list[Prompt]:
 def encode_image(model: Executable, pixels: Tensor) -> Tensor:
     """`read_image`'s pixels [1, 3, 1, H, W] -> the latent [1, 1, channels, h, w] of frame 0."""
     image = pixels.to(model.device, model.facts.torch_dtype)
-    return model.stage("encode_image")({"image": image})["image_latent"]
+    return model.stage(IMAGE_ENCODER)({"image": image})["image_latent"]
 
 
 def open_session(
@@ -153,11 +156,13 @@ def open_session(
         latents_only=request.latents_only,
         timeline=timeline,
     )
-    return Opened(session, embedder, script.truncated if script else ())
+    return Opened(session, embedder, script.truncated if script else (), model.streamed)
 
 
 def _model(box: Box, device: str, request: Request) -> Executable:
-    stages, low_memory = box.manifest["stages"].keys() - {ENCODER}, request.low_memory
+    """The stages that the request takes."""
+    unused = {ENCODER} if request.image else {ENCODER, IMAGE_ENCODER}
+    stages, low_memory = box.manifest["stages"].keys() - unused, request.low_memory
     if request.decode_device is None:
         return executable(box, device, stages=stages, low_memory=low_memory)
     where = device, request.decode_device
@@ -165,7 +170,7 @@ def _model(box: Box, device: str, request: Request) -> Executable:
 
 
 def _check_takes_image(box: Box) -> None:
-    if "encode_image" not in box.manifest["stages"]:
+    if IMAGE_ENCODER not in box.manifest["stages"]:
         raise SessionError(
             "this model does not begin a video at an image",
             where=str(box.path),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
 
 import llvq.dialect  # noqa: F401  (graphs call its ops)
 from llvq import graphs
@@ -17,15 +16,20 @@ from llvq.artifact import Box, open_box
 from llvq.artifact.records import check_records
 from llvq.backends import cudnn_attention
 from llvq.errors import ArtifactError
-from llvq.graphs.liveness import peak
-from llvq.graphs.on_meta import check_values, run_on_meta
 from llvq.runtime.attention_plans import plans_of
 from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
-from llvq.runtime.device import TARGET_DEVICES, exact_device, memory_of, obstacles, require
-from llvq.runtime.executable import DECODING, CompiledStage, Executable
+from llvq.runtime.device import TARGET_DEVICES, exact_device, obstacles, require
+from llvq.runtime.executable import DECODING, CompiledStage, Executable, Streamed
 from llvq.runtime.fit import StageSpec, check_fit, located, misfit
 from llvq.runtime.fold import attach_weights
-from llvq.runtime.streamed_weights import LIMITS, HostMemory, stream_weights
+from llvq.runtime.rehearsal import rehearse, weights_to_stream
+from llvq.runtime.streamed_weights import (
+    LIMITS,
+    HostMemory,
+    families,
+    stream_weights,
+    streamed,
+)
 
 
 def op_table(names: Collection[str] | None = None) -> dict[str, str]:
@@ -93,11 +97,12 @@ def executable(
     documents = {name: box.graph(name) for name in specs} | dict(documents or {})
     tensors = box.tensors(device=device)
     chosen = [name for name in specs if stages is None or name in stages]
-    for name in chosen:
-        _rehearse(box, name, documents[name], device)
+    rehearsed = {name: rehearse(box, name, documents[name], device) for name in chosen}
     read = set().union(*(graphs.weights_used(document) for document in documents.values()))
     if differing := sorted(read ^ set(tensors)):
         raise misfit(box, [f"weight {name} is {_side(name, read)}" for name in differing])
+    groups = weights_to_stream(box, rehearsed, device, LIMITS) if low_memory else {}
+    moving = streamed(groups) if low_memory else None
     where = exact_device(device)
     built = {name: graphs.load(documents[name], device=device) for name in chosen}
     with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
@@ -106,18 +111,18 @@ def executable(
             for plan in plans_of(built, {name: specs[name].inputs for name in built}):
                 cudnn_attention.prepare(*plan, device=where)
         try:
-            attach_weights(built, tensors, HostMemory(where, LIMITS).keep if low_memory else None)
+            keep = None if moving is None else HostMemory(where, moving.names).keep
+            attach_weights(built, tensors, keep)
         except ArtifactError as error:
             raise located(box, error, str(error.where)) from error
-        if low_memory:
-            for family in _families(built):
-                stream_weights(family, where, LIMITS)
+        for names in families(groups):
+            stream_weights({name: built[name] for name in names}, groups, where)
         torch.cuda.empty_cache()  # what weights were before they were folded; nothing on a CPU
     made = {
         name: CompiledStage(name, gm, specs[name].inputs, tuple(specs[name].outputs))
         for name, gm in built.items()
     }
-    return Executable(made, facts, where, streams_weights=low_memory)
+    return Executable(made, facts, where, streamed=moving)
 
 
 def executable_on_two(
@@ -132,37 +137,24 @@ def executable_on_two(
     model = executable(box, device, stages=others, low_memory=low_memory)
     decoder = executable(box, decode_device, stages=decoding, low_memory=low_memory)
     both = {**model.stages, **decoder.stages}
-    return replace(model, stages=both, decode_device=decoder.device)
+    return replace(
+        model,
+        stages=both,
+        decode_device=decoder.device,
+        streamed=_joined(model.streamed, decoder.streamed),
+    )
 
 
-def _families(built: Mapping[str, GraphModule]) -> list[dict[str, GraphModule]]:
-    """Stages whose calls come one after the other: those that decode have a thread of their own."""
-    decoding = {name: gm for name, gm in built.items() if name in DECODING}
-    others = {name: gm for name, gm in built.items() if name not in DECODING}
-    return [family for family in (others, decoding) if family]
+def _joined(one: Streamed | None, two: Streamed | None) -> Streamed | None:
+    if one is None or two is None:
+        return None
+    return Streamed(
+        one.host + two.host,
+        one.slots + two.slots,
+        {**one.copied, **two.copied},
+        (*one.names, *two.names),
+    )
 
 
 def _side(name: str, read: Collection[str]) -> str:
     return "in no file" if name in read else "read by no graph"
-
-
-def _rehearse(box: Box, name: str, document: Any, device: str) -> None:
-    """Run a stage without its bytes. Raises ArtifactError."""
-    try:
-        graph = graphs.load(document, device="meta")
-        values = run_on_meta(graph)
-        check_values(graph, values)
-        needed = peak(graph, values).nbytes
-    except ArtifactError as error:
-        raise located(box, error, f"stage {name}") from error
-    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    needed += sum(value.nbytes for value in inputs)
-    available = memory_of(torch.device(device))
-    if needed > available:
-        raise ArtifactError(
-            f"stage {name} does not fit into memory",
-            where=str(box.path),
-            because=f"it needs {needed / 2**30:.1f} GiB besides its weights, {device} has "
-            f"{available / 2**30:.1f}",
-            fix="use a machine with more, or quantize for a smaller video: --height, --width",
-        )

@@ -72,7 +72,7 @@ class Session:
         self.image = None if image_latent is None else upload(image_latent, self.device)
         self.decode_depth = decode_depth
         one_at_a_time = threading.Lock()
-        records = cuda_graphs and not executable.streams_weights
+        records = cuda_graphs and executable.streamed is None
         self._denoiser = Denoiser(
             executable,
             schedule_of(facts, steps),

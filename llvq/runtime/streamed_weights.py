@@ -6,31 +6,22 @@ put into the graph that waits for its copy, and behind the last one a call that 
 copied into the same slot, on a stream of its own, while the graph goes on. Nothing waits on the
 host. The same runs on a CPU, where a copy is done when its call returns.
 
-Stages that share slots run one after the other, as those that denoise do, and those that decode:
-two sessions of one such model do not run at once.
+Stages of a family share slots: they run one after the other, as those that denoise do, and those
+that decode. So two sessions of one such model do not run at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from llvq import graphs
-from llvq.graphs.on_meta import checked_call
-from llvq.graphs.weight_groups import (
-    SLOTS,
-    Group,
-    Limits,
-    aligned,
-    group_all,
-    slot_bytes,
-    weight_uses,
-)
-from llvq.runtime.bind import BoundOp
+from llvq.graphs.weight_groups import SLOTS, Group, Limits, aligned, slot_bytes
+from llvq.runtime.executable import DECODING, Streamed
 
 # Memory of the host is taken in pieces like this: PyTorch pins powers of two.
 BLOCK = 2**28
@@ -92,16 +83,17 @@ def copier_of(device: torch.device) -> Copier:
 
 
 class HostMemory:
-    """Keeps tensors in the memory of the host; pinned, if they are for a GPU."""
+    """Keeps weights in the memory of the host; pinned, if they are for a GPU."""
 
-    def __init__(self, device: torch.device, limits: Limits) -> None:
-        self.pinned, self.limits = device.type == "cuda", limits
+    def __init__(self, device: torch.device, moving: Collection[str]) -> None:
+        """`moving` are those that are kept."""
+        self.pinned, self.moving = device.type == "cuda", frozenset(moving)
         self._block = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """A copy. What is not contiguous or small stays where it is."""
-        if not tensor.is_contiguous() or tensor.nbytes < self.limits.smallest:
+    def keep(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy on the host, or the tensor itself."""
+        if name not in self.moving:
             return tensor
         if self._used + tensor.nbytes > len(self._block):
             size = max(BLOCK if self.pinned else 0, tensor.nbytes)
@@ -204,26 +196,38 @@ class _Step:
         self.function(place)
 
 
+def families(names: Iterable[str]) -> list[list[str]]:
+    """Stages that run one after the other: those that decode have a thread of their own."""
+    decoding, others = list[str](), list[str]()
+    for name in names:
+        (decoding if name in DECODING else others).append(name)
+    return [family for family in (others, decoding) if family]
+
+
+def streamed(groups: Mapping[str, Sequence[Group]]) -> Streamed:
+    """What groups of all stages come to."""
+    every = {w.name: w.nbytes for each in groups.values() for group in each for w in group.weights}
+    slots = [slot_bytes({n: groups[n] for n in names}) * SLOTS for names in families(groups)]
+    copied = {name: sum(w.nbytes for group in each for w in group.weights)
+              for name, each in groups.items()}  # fmt: skip
+    return Streamed(sum(every.values()), sum(slots), copied, tuple(sorted(every)))
+
+
 def stream_weights(
     gms: Mapping[str, GraphModule],
+    groups: Mapping[str, Sequence[Group]],
     device: torch.device,
-    limits: Limits,
     copier: Copier | None = None,
 ) -> None:
-    """Have graphs that run one after the other read their weights from the memory of the host,
-    where `HostMemory` has put them; those that cannot go round are moved to the device."""
-    weights = {name: graphs.weight(gm, name) for gm in gms.values() for name in graphs.weights(gm)}
-    uses = {name: weight_uses(gm, call_unbound) for name, gm in gms.items()}
-    odd = {name for name, weight in weights.items() if not weight.is_contiguous()}
-    groups = group_all(uses, stay=odd, limits=limits)
-    moving = {name for each in groups.values() for group in each for name in group.names}
-    placed = {name: weight.to(device) for name, weight in weights.items() if name not in moving}
-    slots = Slots(slot_bytes(groups), device, copier or copier_of(device))
+    """Have a family of graphs read the weights of their groups out of slots on the device; now they
+    hold them where `HostMemory` has put them."""
+    family = {name: groups[name] for name in gms}
+    slots = Slots(slot_bytes(family), device, copier or copier_of(device))
     for name, gm in gms.items():
+        weights = {weight: graphs.weight(gm, weight) for weight in graphs.weights(gm)}
         stream = WeightStream(groups[name], slots, weights)
         _insert(gm, groups[name], stream)
-        here = placed | stream.views
-        graphs.attach(gm, {weight: here[weight] for weight in graphs.weights(gm)})
+        graphs.attach(gm, weights | stream.views)
         gm.recompile()
 
 
@@ -237,10 +241,3 @@ def _insert(gm: GraphModule, groups: Sequence[Group], stream: WeightStream) -> N
     for place, group in reversed(list(enumerate(groups))):
         with gm.graph.inserting_after(nodes[group.last]):
             gm.graph.call_function(end, (place,))
-
-
-def call_unbound(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a call on `meta`, of a graph whose ops may be bound to kernels."""
-    if not isinstance(node.target, BoundOp):
-        return checked_call(node, args, kwargs)
-    return getattr(torch.ops.llvq, node.target.op).default(*args, **kwargs)

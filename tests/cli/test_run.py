@@ -180,6 +180,7 @@ def test_weights_in_the_memory_of_the_host_make_the_same_latents(
         out = str(tmp_path / f"{name}.safetensors")
         result = invoke("run", str(box.path), *tensors, *more, "--out", out)
         assert result.exit_code == 0, result.output
+        assert ("GB of weights stay in the memory of the host" in result.stderr) is bool(more)
     whole, little = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "little"))
     assert whole.keys() == little.keys()
     assert all(torch.equal(whole[name], little[name]) for name in whole)
