@@ -20,7 +20,7 @@ def scales_of_columns(w_global, out, SEGMENTS: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def visit(out, tiles_m, tiles_n, GROUP: tl.constexpr):
-    m, n = grouped_tile(tiles_m, tiles_n, GROUP)
+    m, n = grouped_tile(tl.program_id(0), tiles_m, tiles_n, GROUP)
     tl.store(out + m * tiles_n + n, tl.program_id(0))
 
 
