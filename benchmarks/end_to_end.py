@@ -2,6 +2,7 @@
 
     python -m benchmarks.end_to_end build/5b.llvq --seconds 64 --out benchmarks/results
     python -m benchmarks.end_to_end build/5b.llvq --decode-device cuda:1 --steps 2
+    python -m benchmarks.end_to_end build/5b.llvq --low-memory --limit 8 --plain-chunks 0
     python -m benchmarks.end_to_end --tiny
 
 Frames per second count from the moment a session is asked for until the last frame is in the memory
@@ -47,7 +48,7 @@ from llvq.models.config import LONGLIVE2_5B, ModelConfig
 from llvq.plan import plan_box
 from llvq.runtime.device import TARGET_DEVICES
 from llvq.runtime.executable import Executable
-from llvq.runtime.load import executable, open_runnable
+from llvq.runtime.load import executable, executable_on_two, open_runnable
 from llvq.runtime.session import Session
 from llvq.runtime.shots import chunks_for
 
@@ -106,6 +107,7 @@ def run(state: Run, config: ModelConfig) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
     if state.options.plain_chunks:
         _run_plain(state, config, device)
 
@@ -113,7 +115,7 @@ def run(state: Run, config: ModelConfig) -> None:
 def _run_llvq(state: Run) -> torch.device:
     options, found = state.options, state.found
     began = time.perf_counter()
-    model = _load(state.box, options.decode_device)
+    model = _load(state.box, options)
     _synchronize(model.device)
     facts, devices = model.facts, _devices(model)
     found |= {
@@ -126,7 +128,10 @@ def _run_llvq(state: Run) -> torch.device:
     chunks = options.chunks or chunks_for(
         options.seconds, facts.fps, facts.frames_per_chunk, facts.temporal_stride
     )
-    found["plan"] = plan_box(state.box, target=state.box.manifest["target"]).to_dict()
+    target = state.box.manifest["target"]
+    plan = plan_box(state.box, target=target, low_memory=options.low_memory)
+    found["plan"] = plan.to_dict() | {"roofline": None}
+    found["streamed"] = None if model.streamed is None else asdict(model.streamed) | {"names": []}
     note("warming up")
     for _ in _session(model, WARMUP_CHUNKS, options.steps[0]):
         pass
@@ -137,10 +142,16 @@ def _run_llvq(state: Run) -> torch.device:
     return model.device
 
 
-def _load(box: Box, decode_device: str | None) -> Executable:
-    stages = box.manifest["stages"].keys() - set(LEFT_OUT)
-    more: dict[str, Any] = {"decode_device": decode_device} if decode_device else {}
-    return executable(box, TARGET_DEVICES[box.manifest["target"]], stages=stages, **more)
+def _load(box: Box, options: argparse.Namespace) -> Executable:
+    stages, low_memory = box.manifest["stages"].keys() - set(LEFT_OUT), options.low_memory
+    device = TARGET_DEVICES[box.manifest["target"]]
+    if options.limit is not None:
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(options.limit * 1e9 / whole)
+    if options.decode_device is None:
+        return executable(box, device, stages=stages, low_memory=low_memory)
+    where = device, options.decode_device
+    return executable_on_two(box, *where, stages=stages, low_memory=low_memory)
 
 
 def _session(model: Executable, chunks: int, steps: int) -> Session:
@@ -214,6 +225,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seconds", type=float, default=64.0, help="of video (default 64)")
     add("--chunks", type=int, help="in place of --seconds")
     add("--decode-device", metavar="DEVICE", help="decode there, as cuda:1")
+    add("--low-memory", action="store_true", help="weights stay in the memory of the host")
+    add("--limit", type=float, metavar="GB", help="what PyTorch may take of the GPU, at most")
     add("--plain-chunks", type=int, default=4, help="of PyTorch, behind a full window; 0: none")
     add("--plain-latents", type=int, default=2, help="per call of PyTorch's VAE (default 2)")
     add("--out", type=Path, help="a folder for NAME.txt and NAME.json")

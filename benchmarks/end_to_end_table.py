@@ -31,6 +31,12 @@ def text_of(run: Mapping[str, Any]) -> str:
     ]
     if "loading" in run:
         lines.append(f"loading {run['loading']:.1f} s, pools then {_gb(run['loading_peak'])} GB")
+    if run.get("streamed"):
+        moved = run["streamed"]
+        lines.append(
+            f"low memory: {moved['host'] / 1e9:.2f} GB of weights on the host, per denoise call "
+            f"{moved['copied']['denoise'] / 1e9:.2f} GB are copied"
+        )
     videos = [_watched(video) for video in run["videos"]]
     parts = ["\n".join(lines)]
     if any(video.ends for video in videos):
@@ -106,14 +112,17 @@ def memory(videos: Sequence[Watched]) -> str:
 
 
 def planned(plan: Mapping[str, Any], videos: Sequence[Watched]) -> str:
-    """What `llvq plan` says of the box beside what the longest video of llvq had."""
-    ours = [video for video in videos if video.name == "llvq" and video.ends]
-    each = [figures(video)["memory"] for video in ours]
-    measured = max((rows[0]["reserved"] or 0 for rows in each), default=0)
-    rows = [("planned", _gb(plan["generating"]), "-")]
+    """What `llvq plan` says of a video beside the most that one of llvq had of all devices."""
+    ours = [figures(video)["memory"] for video in videos if video.name == "llvq" and video.ends]
+    measured = max((sum(row["reserved"] or 0 for row in each) for each in ours), default=0)
+    rows = [("weights, and room for others", _gb(plan["held"]))]
+    rows += [(f"held: {name}", _gb(nbytes)) for name, nbytes in plan["state"].items()]
+    rows += [(f"workspace: {name}", _gb(nbytes)) for name, nbytes in plan["workspace"].items()]
+    rows.append(("planned, all", _gb(plan["generating"])))
     if measured:
-        rows.append(("measured, pools", _gb(measured), f"{plan['generating'] / measured - 1:+.1%}"))
-    return table(("llvq plan", "GB", "planned, of it"), rows, left=1)
+        rows.append(("measured, pools", _gb(measured)))
+        rows.append(("planned, of what was measured", f"{plan['generating'] / measured - 1:+.1%}"))
+    return table(("llvq plan", "GB"), rows, left=1)
 
 
 def _ms(seconds: float | None) -> str:

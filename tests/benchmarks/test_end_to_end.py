@@ -17,6 +17,7 @@ from benchmarks.end_to_end_plain import PlainDecoder, PlainVideo, first_latents
 from benchmarks.random_weights import device_weights, weight_specs
 from benchmarks.watched_video import figures, flatness, new_watched
 from llvq.backends.base import CPU
+from llvq.graphs.weight_groups import Limits
 from llvq.models.config import ModelConfig
 from llvq.runtime.session import Session
 
@@ -47,6 +48,20 @@ def test_both_sides_are_in_the_files(path: Path, tmp_path: Path) -> None:
     assert ours["name"] == "llvq" and plain["name"] == "PyTorch bf16"
     assert ours["frames"] == plain["frames"] == [5, *[8] * 5]
     assert found["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.usefixtures("small")
+def test_low_memory_is_measured_and_planned(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = Limits(sizes=(2**13,), smallest=256)
+    monkeypatch.setattr("llvq.runtime.load.LIMITS", small)
+    monkeypatch.setattr("llvq.plan.Limits", lambda: small)
+    words = [str(path), "--steps", "1", "--chunks", "5", "--plain-chunks", "0", "--low-memory"]
+    assert end_to_end.main([*words, "--out", str(tmp_path)]) == 0
+    found, text = _document(tmp_path), (tmp_path / "end_to_end.txt").read_text()
+    assert found["plan"]["streaming"]["host"] == found["streamed"]["host"] > 0
+    assert "GB of weights on the host" in text and "room for others" in text
 
 
 @pytest.mark.usefixtures("small")
