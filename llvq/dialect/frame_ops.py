@@ -169,4 +169,5 @@ def conv3d_fp8(
     """
     codes = (x[0].movedim(0, -1).float() / x_scale).clamp(-FP8_MAX, FP8_MAX).to(FP8).float()
     padded = F.pad(codes, (0, 0, BORDER, BORDER, BORDER, BORDER))
-    return conv_channels_last(padded, w_codes, bias, x_scale, w_scales).movedim(-1, 0)[None]
+    out = conv_channels_last(padded, w_codes, bias, x_scale, w_scales)
+    return out.movedim(-1, 0)[None].contiguous()
