@@ -21,8 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llvq.compiler import Compiled, compile_model, instantiate
+from llvq.backends.base import CPU
+from llvq.compiler import Compiled, compile_model, instantiate, with_constants, with_weights
 from llvq.formats import nvfp4
+from llvq.lowered import loops_of, lower_stages
 from llvq.models.chunk import meta_model
 from llvq.models.config import DitConfig, ModelConfig, StreamConfig, VaeConfig
 from llvq.recipe import BF16, DecodeRecipe
@@ -205,27 +207,51 @@ def vae_config(name: str, io: Mapping[str, Tensor]) -> ModelConfig:
     return ModelConfig(dit, stream, vae, None, tuple(document["latent_hw"]))
 
 
-def vae_executable(name: str, io: Mapping[str, Tensor], latents_per_call: int) -> Executable:
+def vae_compiled(
+    name: str, io: Mapping[str, Tensor], latents_per_call: int
+) -> tuple[Compiled, DictSource]:
     config = vae_config(name, io)
     compiled = compile_model(config, replace(FP32, decode=DecodeRecipe(latents_per_call)))
     weights = load_file(FOLDER / f"{name}.weights.safetensors")
     denoiser = meta_model(config, torch.float32).dit.state_dict()
     tensors = {f"vae.{key}": value for key, value in weights.items()}
     tensors |= {f"dit.{key}": torch.zeros(value.shape) for key, value in denoiser.items()}
-    return instantiate(compiled, DictSource(tensors))
+    return compiled, DictSource(tensors)
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["one latent per call", "all at once"])
+ONE_OR_ALL = pytest.mark.parametrize(
+    "whole", [False, True], ids=["one latent per call", "all at once"]
+)
+
+
+@ONE_OR_ALL
 @pytest.mark.parametrize("name", goldens_with("z_dim"))
 def test_compiled_vae_follows_the_reference(name: str, whole: bool) -> None:
     io = load_file(FOLDER / f"{name}.io.safetensors")
     latent = io["latent"].transpose(1, 2)
-    executable = vae_executable(name, io, latent.shape[1] if whole else 1)
+    executable = instantiate(*vae_compiled(name, io, latent.shape[1] if whole else 1))
     chunk = Denoised(latent, latent, torch.zeros_like(latent), torch.zeros(latent.shape[:2]))
     frames = torch.cat(list(Decoder(executable).pixels(chunk)), dim=2)
     assert_close(frames, io["decoded"], "frames")
     first = executable.stage("encode_image")({"image": io["video"][:, :, :1]})["image_latent"]
     assert_close(first, io["encoded"].transpose(1, 2)[:, :1], "latent of the first frame")
+
+
+@ONE_OR_ALL
+@pytest.mark.parametrize("name", goldens_with("z_dim"))
+def test_a_streamed_vae_shows_the_frames_of_the_reference(name: str, whole: bool) -> None:
+    """Each pixel is the nearest of 256 steps, or where it is between two the next."""
+    io = load_file(FOLDER / f"{name}.io.safetensors")
+    latent = io["latent"].transpose(1, 2)
+    compiled, source = vae_compiled(name, io, latent.shape[1] if whole else 1)
+    stages = lower_stages(compiled.stages, compiled.recipe, CPU).stages
+    built = with_weights(stages, compiled.weights, with_constants(compiled, source))
+    facts = replace(compiled.facts, loops=loops_of(compiled.facts.loops, stages))
+    chunk = Denoised(latent, latent, torch.zeros_like(latent), torch.zeros(latent.shape[:2]))
+    frames = Decoder(Executable(built, facts, torch.device("cpu")))(chunk)
+    wanted = (io["decoded"][0].movedim(0, -1).clamp(-1, 1) + 1) * 127.5
+    assert frames.dtype == torch.uint8 and frames.shape == wanted.shape
+    assert (frames - wanted).abs().amax() < 0.5 + 0.01
 
 
 @pytest.mark.parametrize(("file", "name", "rule"), vectors())

@@ -8,6 +8,7 @@ import torch
 from llvq import dialect
 from llvq.dialect import DIALECT, EXACT, Op, known_ops
 
+WRITERS = ("write_page", "write_kept", "ring_write", "ring_write_normed")
 OPS = pytest.mark.parametrize("op", DIALECT.values(), ids=DIALECT)
 
 
@@ -31,8 +32,8 @@ def test_a_tolerance_is_a_small_number(op: Op) -> None:
 
 
 @OPS
-def test_only_the_page_writers_mutate(op: Op) -> None:
-    assert op.overload._schema.is_mutable == (op.name in ("write_page", "write_kept"))
+def test_only_writers_of_pages_and_rings_mutate(op: Op) -> None:
+    assert op.overload._schema.is_mutable == (op.name in WRITERS)
 
 
 def test_quantized_codes_are_exact() -> None:

@@ -109,7 +109,7 @@ def test_memory_grows_no_more_with_the_frames_of_a_call():
     assert [b / a for a, b in pairwise(whole)] == pytest.approx([2, 2], rel=0.1)
     assert single[0] < whole[0] / 1.7
     assert single[2] < whole[2] / 2.3
-    assert single[2] < workspace(staged("twice", 4)) / 6
+    assert single[2] < workspace(staged("twice", 4)) / 5
 
 
 def test_without_a_doubling_there_is_nothing_to_do():

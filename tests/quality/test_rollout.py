@@ -1,6 +1,17 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llvq.box import write_program
+from llvq.checkpoints.model import open_model
+from llvq.checkpoints.random import write_random_checkpoint
+from llvq.compiler import compile_model
+from llvq.quality.compare import Request, compare
 from llvq.quality.comparison import Comparison
+from llvq.recipe import BF16, DecodeRecipe
 
 
 def test_both_sides_run_the_same_video(found: Comparison) -> None:
@@ -17,3 +28,17 @@ def test_history_is_forced_from_the_second_chunk_on(found: Comparison) -> None:
     assert free[0].latents == forced[0].latents
     assert free[1].latents != forced[1].latents
     assert all(error.frames is None for error in forced)
+
+
+def test_what_decoding_in_fp8_costs_is_a_psnr(files: Any, tmp_path: Path) -> None:
+    """Nothing else is quantized: latents are the same, and frames are not."""
+    config = replace(files.config, vae=replace(files.config.vae, dec_dim=16))
+    checkpoint = write_random_checkpoint(tmp_path, config, seed=0)
+    model = open_model(checkpoint, size=config.pixel_hw)
+    recipe = replace(BF16, name="decode-in-fp8", decode=DecodeRecipe(conv="fp8"))
+    program, tokenizer = tmp_path / "model.nvfp4", model.bundle.tokenizer
+    write_program(compile_model(model.config, recipe), model.source, program, tokenizer=tokenizer)
+    found = compare(checkpoint, program, Request(chunks=1))
+    (row,) = found.to_dict()["chunks"]["free_running"]
+    assert row["sqnr_db"] == "inf" and math.isfinite(row["psnr_db"])
+    assert 20 < row["psnr_db"] < 70

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from llvq.errors import TargetError
 from llvq.models.config import ModelConfig
 from llvq.recipe import DecodeRecipe, KvRecipe
 from tests.backends.onnx.conftest import FP32, Make, Program, check_all, error, worst
@@ -45,3 +46,15 @@ def test_another_size_with_two_latents_per_call(
     config = replace(whole_config, latent_hw=(6, 8))
     program = make_program(config, replace(FP32, decode=DecodeRecipe(2)))
     check_all(program, program.export("portable", tmp_path / "m"), 1e-4)
+
+
+def test_a_decoder_in_fp8_is_refused(
+    make_program: Make, whole_config: ModelConfig, tmp_path: Path
+) -> None:
+    assert whole_config.vae is not None
+    config = replace(whole_config, vae=replace(whole_config.vae, dec_dim=16))
+    program = make_program(config, replace(FP32, decode=DecodeRecipe(conv="fp8")))
+    with pytest.raises(TargetError, match="has no translation to ONNX") as caught:
+        program.export("portable", tmp_path / "m")
+    assert str(caught.value).count("\n") == 3 and "fp8_" in str(caught.value)
+    assert not (tmp_path / "m").exists()
