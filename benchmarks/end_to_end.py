@@ -137,9 +137,19 @@ def _run_llvq(state: Run) -> torch.device:
         pass
     for steps in options.steps:
         video = state.video("llvq", steps, chunks, facts.window_chunks, devices)
+        _give_back(devices)
         began = time.perf_counter()
         state.watch(video, _session(model, chunks, steps), began, devices)
     return model.device
+
+
+def _give_back(devices: Sequence[torch.device]) -> None:
+    """What a session before left in the pools of PyTorch, which a process with one has not."""
+    gc.collect()
+    for device in devices:
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.empty_cache()
 
 
 def _load(box: Box, options: argparse.Namespace) -> Executable:

@@ -29,7 +29,10 @@ Tell = Callable[[str, int, int], None]
 # Stages that a video from random embeddings does not run.
 LEFT_OUT = (ENCODER, "encode_image")
 EMBEDDINGS = "random: speed does not depend on what a prompt says"
-TIMED = "denoise + decode + copy of the frames to the host, wall clock, after warm-up"
+TIMED = (
+    "video: denoise + decode + copy of the frames to the host, wall clock, CUDA graphs on a GPU, "
+    "after warm-up; stages: one after the other, launched op by op"
+)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def time_stages(
 ) -> tuple[list[StageTime], Mapping[str, Tensor]]:
     """Each stage alone, one after the other, over `chunks` chunks after the window is full.
 
+    They are launched op by op: a replay of a CUDA graph runs no stage that could be timed.
     `tell` is given the chunks that are done. Also gives what `denoise` was last called with.
     """
     timer, full = Timer(model.device), model.facts.window_chunks
@@ -80,6 +81,7 @@ def time_stages(
         steps=steps,
         latents_only="decode" not in model.stages,
         decode_depth=0,
+        cuda_graphs=False,
     )
     for chunk in session:
         if chunk.index == full - 1:

@@ -184,7 +184,9 @@ def test_a_second_gpu_decodes_the_same_frames(
 @two_gpus
 def test_the_second_gpu_has_the_decoder_alone(on_two: Executable) -> None:
     for name, stage in on_two.stages.items():
-        where = {t.device.index for t in stage.graph.state_dict().values()}
+        # What was folded into another weight stays as a shape.
+        held = [t for t in stage.graph.state_dict().values() if t.device.type != "meta"]
+        where = {t.device.index for t in held}
         assert where <= {1 if name in ("decode_first", "decode") else 0}
     session = session_of(on_two)
     decoder = session._emitter._decoder
