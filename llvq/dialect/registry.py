@@ -27,8 +27,9 @@ EXACT = Tolerance(0.0)
 BF16_ROUNDING = Tolerance(2**-7)
 # Two products with bf16 between them: softmax weights are rounded too, below a running maximum.
 ATTENTION_ROUNDING = Tolerance(2**-6)
-# A result that is rounded, then added to something and rounded again.
-SUM_ROUNDING = Tolerance(2**-6)
+# A result that is rounded, then added to something and rounded again. What is rounded may be twice
+# what comes out, and tensor cores of Hopper keep 14 bits of a sum of products in FP8.
+SUM_ROUNDING = Tolerance(2**-5)
 
 
 @dataclass(frozen=True)

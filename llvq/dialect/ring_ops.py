@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llvq.dialect.registry import BF16_ROUNDING, EXACT, SUM_ROUNDING, op
+from llvq.dialect.fp8_ops import GIVEN_SCALE_STEP
+from llvq.dialect.registry import EXACT, SUM_ROUNDING, op
 
 BORDER = 1
 FP8 = torch.float8_e4m3fn
@@ -83,7 +84,7 @@ def _ring_write_normed_fake(
     _check_dtype(ring, ring_scale)
 
 
-@op(fake=_ring_write_normed_fake, tolerance=BF16_ROUNDING, mutates=("ring",))
+@op(fake=_ring_write_normed_fake, tolerance=GIVEN_SCALE_STEP, mutates=("ring",))
 def ring_write_normed(
     ring: Tensor,
     x: Tensor,
