@@ -11,7 +11,7 @@ out=${1:?a folder for what is found}
 mkdir -p "$out"
 
 python -m pytest tests/backends tests/runtime/test_on_gpu.py tests/runtime/test_streams.py \
-    tests/runtime/test_cuda_graphs.py -v --tb=short -p no:cacheprovider \
+    tests/runtime/test_cuda_graphs.py tests/runtime/test_overlap.py -v --tb=short -p no:cacheprovider \
     -k "not compil and not spill and not chip and not builds and not instruction and not binary" \
     > "$out/tests.log" 2>&1
 grep -E "FAILED|ERROR" "$out/tests.log" | head -40
@@ -25,3 +25,10 @@ python -m benchmarks.random_box "$out/5b.llvq" --target sm_90a --numerics w4a8 >
 python -m benchmarks.cold_start "$out/5b.llvq" --out "$out" | tail -1
 python -m llvq bench "$out/5b.llvq" --chunks 8 --steps 2 > "$out/bench.txt" 2>&1
 cat "$out/bench.txt"
+
+python -m benchmarks.random_box "$out/fp8.llvq" --target sm_90a --numerics w4a8 --conv fp8 \
+    >> "$out/box.log" 2>&1
+python -m benchmarks.decode "$out/5b.llvq" "$out/fp8.llvq" --out "$out" > "$out/decode.log" 2>&1
+python -m benchmarks.end_to_end "$out/fp8.llvq" --out "$out" > "$out/end_to_end.log" 2>&1
+cat "$out/end_to_end.txt"
+benchmarks/sanitize.sh "$out/sanitized"
