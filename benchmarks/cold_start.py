@@ -26,7 +26,7 @@ from typing import Any  # noqa: E402
 CHILD = "--child"
 # Module, function -> what its time is called. They run inside of `loading`.
 STEPS = {
-    ("llvq.runtime.load", "_rehearse"): "check graphs on meta",
+    ("llvq.runtime.load", "rehearse"): "check graphs on meta",
     ("llvq.runtime.box_kernels", "load_kernels"): "load kernels",
     ("llvq.runtime.box_kernels", "self_check"): "self-check of kernels",
     ("llvq.runtime.load", "attach_weights"): "read and fold weights",
