@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ import typer
 
 from llvq.cli import options
 from llvq.cli.plan import LINKS
-from llvq.errors import SessionError
+from llvq.errors import OutputError, SessionError
 
 if TYPE_CHECKING:
     from llvq.runtime.executable import RunFacts, Streamed
@@ -149,10 +150,8 @@ def run(
     if opened.streamed is not None:
         note(_cost(opened.streamed, facts, steps or facts.steps))
     timing = Timing(setup=time.perf_counter() - began)
-    with _writer(path, facts, latents_only=latents_only) as writer:
+    with _traced(timeline, trace), _writer(path, facts, latents_only=latents_only) as writer:
         _generate(opened.session, writer, timing, timeline)
-    if timeline is not None and trace is not None:
-        timeline.write(trace)
     timing.show(path, writer.frames, facts, latents_only=latents_only, as_json=json)
 
 
@@ -203,6 +202,25 @@ def _check_decodes(decode_device: str | None, *, latents_only: bool) -> None:
             because="nothing is decoded",
             fix="leave out one or the other",
         )
+
+
+@contextmanager
+def _traced(timeline: Timeline | None, path: Path | None) -> Iterator[None]:
+    """Write what was done when, however the block ends; its error comes before one of the file."""
+    from llvq.cli.table import note
+
+    whole = False
+    try:
+        yield
+        whole = True
+    finally:
+        if timeline is not None and path is not None:
+            try:
+                timeline.write(path)
+            except OutputError as error:
+                if whole:
+                    raise
+                note(f"note: {error.what}: {error.because}")
 
 
 def _writer(path: Path, facts: RunFacts, *, latents_only: bool) -> VideoWriter | LatentWriter:

@@ -7,11 +7,12 @@ clock. Nobody waits while it runs: events are read at the end, against the host'
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -24,13 +25,17 @@ PROCESS = 1  # all lanes are drawn as threads of one process
 
 @dataclass(frozen=True)
 class Span:
-    """Something that was done on a lane, from `begin` to `end`: seconds after the first span."""
+    """Something that was done on a lane, from `begin` to `end`: seconds after the first span.
+
+    `error`: the kind of error that ended it, if one did.
+    """
 
     name: str
     lane: str
     begin: float
     end: float
     chunk: int
+    error: str = ""
 
 
 class Timeline:
@@ -39,33 +44,41 @@ class Timeline:
     def __init__(self) -> None:
         self._marks: list[_Marked] = []
 
-    @contextmanager
-    def span(self, name: str, lane: str, chunk: int, device: torch.device) -> Iterator[None]:
+    def span(
+        self, name: str, lane: str, chunk: int, device: torch.device
+    ) -> AbstractContextManager[None]:
         """Time the block's work: on a GPU what it queues on the current stream of `device`.
 
-        A block that is left by an error leaves no span.
+        A block that is left by an error leaves a span that says so.
         """
-        begin = _now(device)
-        yield
-        self._marks.append(_Marked(name, lane, chunk, device, begin, _now(device)))
+        return _Open(self._marks, name, lane, chunk, device)
 
     def spans(self) -> list[Span]:
-        """All spans so far by their begin. Waits for the devices."""
-        marks = list(self._marks)
-        clocks = {device: _Clock(device) for device in {mark.device for mark in marks}}
-        timed = [
-            (clocks[m.device].seconds(m.begin), clocks[m.device].seconds(m.end), m) for m in marks
-        ]
+        """All spans so far by their begin. Waits for the devices.
+
+        A device that an error has taken down tells no times, so that its spans are left out.
+        """
+        marks, timed = list(self._marks), []
+        for device in {mark.device for mark in marks}:
+            with suppress(torch.AcceleratorError):
+                clock = _Clock(device)
+                own = [mark for mark in marks if mark.device == device]
+                timed += [(clock.seconds(m.begin), clock.seconds(m.end), m) for m in own]
         zero = min((begin for begin, _, _ in timed), default=0.0)
-        spans = [Span(m.name, m.lane, b - zero, e - zero, m.chunk) for b, e, m in timed]
+        spans = [Span(m.name, m.lane, b - zero, e - zero, m.chunk, m.error) for b, e, m in timed]
         return sorted(spans, key=lambda span: (span.begin, span.end))
 
     def write(self, path: Path) -> None:
-        """The spans in the format of Chrome's traces, which ui.perfetto.dev opens too. Raises
-        OutputError."""
+        """The spans in the format of Chrome's traces, which ui.perfetto.dev opens too: a whole
+        file or none. Raises OutputError."""
+        text = json.dumps(trace_of(self.spans()), indent=0) + "\n"
+        part = path.with_name(f".{path.name}.part-{os.getpid()}")
         try:
-            path.write_text(json.dumps(trace_of(self.spans()), indent=0) + "\n", encoding="utf-8")
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
         except OSError as error:
+            with suppress(OSError):
+                part.unlink()
             raise OutputError(
                 f"cannot write {path.name}",
                 where=str(path),
@@ -96,7 +109,7 @@ def trace_of(spans: list[Span]) -> dict[str, Any]:
             "tid": lanes[span.lane],
             "ts": round(span.begin * 1e6),
             "dur": round((span.end - span.begin) * 1e6),
-            "args": {"chunk": span.chunk},
+            "args": {"chunk": span.chunk} | ({"error": span.error} if span.error else {}),
         }
         for span in spans
     ]
@@ -114,6 +127,7 @@ def spans_of(trace: dict[str, Any]) -> list[Span]:
             event["ts"] / 1e6,
             (event["ts"] + event["dur"]) / 1e6,
             event["args"]["chunk"],
+            event["args"].get("error", ""),
         )
         for event in events
         if event["ph"] == "X"
@@ -128,6 +142,31 @@ class _Marked:
     device: torch.device
     begin: Moment
     end: Moment
+    error: str
+
+
+class _Open:
+    """A span whose block is not left yet."""
+
+    def __init__(
+        self, marks: list[_Marked], name: str, lane: str, chunk: int, device: torch.device
+    ) -> None:
+        self.marks, self.name, self.lane = marks, name, lane
+        self.chunk, self.device = chunk, device
+
+    def __enter__(self) -> None:
+        self.begin = _now(self.device)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        name = "" if kind is None else kind.__name__
+        with suppress(torch.AcceleratorError):  # A device that is down says so wherever it is used.
+            place = self.name, self.lane, self.chunk, self.device
+            self.marks.append(_Marked(*place, self.begin, _now(self.device), name))
 
 
 def _now(device: torch.device) -> Moment:

@@ -19,8 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
+from llvq.errors import OutputError
 from llvq.graphs.weight_groups import Limits
 from llvq.runtime.timeline import spans_of
+from llvq.runtime.video import VideoWriter
 from tests.cli.conftest import Typed, type_command
 
 Invoke = Callable[..., Result]
@@ -64,8 +66,9 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
+    """But the trace that was asked for."""
     words = ("run", str(box.path), "--prompt", "a red kite", "--seconds", "600")
-    command = [sys.executable, "-m", "llvq", *words]
+    command = [sys.executable, "-m", "llvq", *words, "--trace", "trace.json"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while not os.listdir(tmp_path) and time.monotonic() < deadline:
@@ -78,7 +81,8 @@ def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
             process.kill()
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ["trace.json"]
+    assert "traceEvents" in json.loads((tmp_path / "trace.json").read_text())
 
 
 def test_a_trace_says_what_was_done_when(invoke: Invoke, box: Typed, tmp_path: Path) -> None:
@@ -96,6 +100,35 @@ def test_a_trace_says_what_was_done_when(invoke: Invoke, box: Typed, tmp_path: P
     }
     again = invoke("run", box.path, *words, "--force", "--trace", "missing/trace.json")
     assert again.exit_code == 5 and "no folder to go to" in again.stderr
+
+
+def test_a_run_that_fails_leaves_its_trace(
+    invoke: Invoke, box: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the second chunk; of the trace itself, a note is enough then."""
+    append, taken = VideoWriter.append, []
+
+    def full(writer: VideoWriter, frames: torch.Tensor) -> None:
+        taken.append(len(frames))
+        if len(taken) % 2 == 0:
+            raise OutputError("cannot write a.mp4", because="no space is left")
+        append(writer, frames)
+
+    monkeypatch.setattr(VideoWriter, "append", full)
+    words = ("--prompt", "a red kite", "--seconds", "0.5", "--steps", "1", "-o", "a.mp4")
+    result = invoke("run", box.path, *words, "--trace", "trace.json")
+    assert result.exit_code == 5 and "error[output]: cannot write a.mp4" in result.stderr
+    assert os.listdir(tmp_path) == ["trace.json"]
+    spans = spans_of(json.loads((tmp_path / "trace.json").read_text()))
+    written = [(s.chunk, s.error) for s in spans if s.lane == "write"]
+    assert written == [(0, ""), (1, "OutputError")]
+    assert all(s.error == "" for s in spans if s.lane != "write")
+
+    (tmp_path / "trace.json").unlink()
+    (tmp_path / f".trace.json.part-{os.getpid()}").mkdir()
+    result = invoke("run", box.path, *words, "--trace", "trace.json")
+    assert result.exit_code == 5 and "error[output]: cannot write a.mp4" in result.stderr
+    assert "note: cannot write trace.json: Is a directory" in result.stderr
 
 
 def test_latents_depend_on_noise_and_embeddings_alone(

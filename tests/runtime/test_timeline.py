@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llvq.errors import OutputError
+from llvq.runtime import timeline as timeline_module
 from llvq.runtime.timeline import Span, Timeline, span, spans_of, trace_of
 
 CPU = torch.device("cpu")
@@ -18,6 +19,7 @@ SPANS = [
     Span("denoise", "denoise", 0.0, 0.25, 0),
     Span("decode", "decode", 0.125, 0.5, 0),
     Span("denoise", "denoise", 0.25, 0.5, 1),
+    Span("decode", "decode", 0.5, 0.75, 1, "MemoryError"),
 ]
 
 
@@ -37,11 +39,36 @@ def test_without_a_timeline_nothing_is_kept() -> None:
     assert Timeline().spans() == []
 
 
-def test_a_block_that_fails_leaves_no_span() -> None:
+@pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_a_span_that_says_so(error: BaseException) -> None:
     timeline = Timeline()
-    with pytest.raises(ValueError, match="wrong"), span(timeline, "sleep", "bed", 0, CPU):
+    with pytest.raises(type(error)), span(timeline, "sleep", "bed", 0, CPU):
+        raise error
+    with span(timeline, "sleep", "bed", 1, CPU):
+        pass
+    assert [(s.chunk, s.error) for s in timeline.spans()] == [(0, type(error).__name__), (1, "")]
+
+
+def test_a_device_that_is_down_takes_its_spans_along_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a GPU after an access outside of its memory: every call raises."""
+    lost, now, down = torch.device("meta"), timeline_module._now, False
+
+    def answer(device: torch.device) -> float:
+        if down and device == lost:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+        return float(now(device))
+
+    monkeypatch.setattr(timeline_module, "_now", answer)
+    timeline = Timeline()
+    for device in (lost, CPU):
+        with span(timeline, "a", str(device), 0, device):
+            pass
+    with pytest.raises(ValueError, match="wrong"), span(timeline, "b", "meta", 1, lost):
+        down = True
         raise ValueError("wrong")
-    assert timeline.spans() == []
+    assert [(s.name, s.lane) for s in timeline.spans()] == [("a", "cpu")]
 
 
 def test_a_trace_has_a_named_thread_per_lane() -> None:
@@ -51,6 +78,7 @@ def test_a_trace_has_a_named_thread_per_lane() -> None:
     decode = next(e for e in events if e["name"] == "decode")
     assert names[decode["tid"]] == "decode" and decode["args"] == {"chunk": 0}
     assert (decode["ph"], decode["ts"], decode["dur"]) == ("X", 125_000, 375_000)
+    assert events[-1]["args"] == {"chunk": 1, "error": "MemoryError"}
 
 
 def test_a_trace_is_read_back() -> None:
@@ -70,6 +98,13 @@ def test_a_trace_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write trace\.json") as caught:
         Timeline().write(tmp_path / "missing" / "trace.json")
     assert str(caught.value).count("\n") == 3
+
+
+def test_half_a_trace_is_not_left(tmp_path: Path) -> None:
+    (tmp_path / "trace.json").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write trace\.json"):
+        Timeline().write(tmp_path / "trace.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
 
 
 @gpu
