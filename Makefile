@@ -11,8 +11,9 @@ DEMO := demo
 demo: $(VENV)/.ready
 	$(BIN)/python -m examples.demo $(DEMO)
 
+# A worker per core, a file of tests to one worker: what a file sets up is set up once.
 test: $(VENV)/.ready lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

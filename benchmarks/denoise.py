@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,6 +41,7 @@ from benchmarks.denoise_models import (
     relative_l2,
 )
 from benchmarks.denoise_ops import OpTime, costs, time_ops
+from benchmarks.denoise_rollout import Drawn, draw, errors_by_chunk, roll_llvq, roll_plain
 from benchmarks.denoise_table import text_of
 from benchmarks.prepared import (
     HOPPER,
@@ -68,6 +69,16 @@ class OutOfTime(BaseException):
     """No `except Exception` of a compiler may hold it."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What PyTorch gave: the velocity, K and V of each layer written before it, and a video."""
+
+    velocity: Tensor
+    written: Sequence[tuple[Tensor, Tensor]]
+    drawn: Drawn
+    video: Sequence[Tensor]
+
+
 class Run:
     """The state of one run, and what it has found so far as plain data."""
 
@@ -84,6 +95,7 @@ class Run:
             "forwards": [],
             "pages": [],
             "errors": [],
+            "rollouts": [],
             "ops": {},
             "failed": {},
         }
@@ -124,10 +136,19 @@ def run(state: Run) -> None:
     wanted = plain.forward()
     _time_plain(state, "PyTorch eager, bf16", plain, before)
     _time_compiled(state, plain)
-    _time_variants(state, sources, given, plain.written, wanted, measured)
+    wanted = Wanted(wanted, plain.written, *_rolled(state, plain))
+    _time_variants(state, sources, given, wanted, measured)
     note("PyTorch once more")
     _time_plain(state, "PyTorch eager, bf16, at the end", plain, None)
     state.found["gpu"]["at the end"] = gpu_state(state.device)
+
+
+def _rolled(state: Run, plain: Plain) -> tuple[Drawn, list[Tensor]]:
+    """A video of `--rollout` chunks by PyTorch, for the others to be compared with."""
+    chunks = state.options.rollout
+    note(f"a video of {chunks} chunks by PyTorch")
+    drawn = draw(state.config, chunks, state.device, SEED)
+    return drawn, roll_plain(plain.model, state.config, drawn)
 
 
 def _ceilings(state: Run) -> list[Ceiling]:
@@ -206,8 +227,7 @@ def _time_variants(
     state: Run,
     sources: Mapping[str, Tensor],
     given: Given,
-    written: Sequence[tuple[Tensor, Tensor]],
-    wanted: Tensor,
+    wanted: Wanted,
     measured: Sequence[Ceiling],
 ) -> None:
     """Each variant alone, then those that differ in their pages alone, in turns."""
@@ -216,7 +236,7 @@ def _time_variants(
     for variant in state.options.variants:
         note(variant.name)
         try:
-            made = _time_variant(state, variant, sources, given, written, wanted, measured)
+            made = _time_variant(state, variant, sources, given, wanted, measured)
         except (LlvqError, OSError, RuntimeError) as error:
             # The other variants are worth the time that the device has been taken for.
             traceback.print_exc()
@@ -268,8 +288,7 @@ def _time_variant(
     variant: Variant,
     sources: Mapping[str, Tensor],
     given: Given,
-    written: Sequence[tuple[Tensor, Tensor]],
-    wanted: Tensor,
+    wanted: Wanted,
     measured: Sequence[Ceiling],
 ) -> tuple[Llvq, Callable[[], Any]]:
     prepared, launch, began = *_prepared(state, variant), time.perf_counter()
@@ -281,7 +300,7 @@ def _time_variant(
     found = model.forward().clone()
     setup = time.perf_counter() - began
     held = {"weights": model.weight_bytes, "pages": model.page_bytes}
-    state.found["errors"].append(_errors(variant, model, found, written, wanted))
+    state.found["errors"].append(_errors(variant, model, found, wanted))
     model.written = []  # views into projections, which would keep them whole
     peak = state.peak_of(model.forward, before)
     eager = asdict(state.forward(model.forward))
@@ -293,6 +312,10 @@ def _time_variant(
         row = {"name": f"llvq {variant.name}, CUDA graph", "time": asdict(state.forward(call))}
         told = {"note": f"differs from eager by {difference:.1e}"} if difference != 0 else {}
         state.found["forwards"].append(row | told)
+    if wanted.video:
+        rolled = roll_llvq(model.model, state.config, wanted.drawn)
+        row = {"name": variant.name, "chunks": errors_by_chunk(rolled, wanted.video)}
+        state.found["rollouts"].append(row)
     if not state.options.no_ops:
         known = costs(prepared.documents["denoise"])
         stage = model.model.stage("denoise")
@@ -340,18 +363,17 @@ def _errors(
     variant: Variant,
     model: Llvq,
     found: Tensor,
-    written: Sequence[tuple[Tensor, Tensor]],
-    wanted: Tensor,
+    wanted: Wanted,
 ) -> dict[str, Any]:
     """Of the velocity, and of K and V of each layer in the refresh before it (none where a kernel
     writes pages without handing them on); of a second run, and one in poisoned memory."""
     layers = [
         {"k": relative_l2(ours[0], plain[0]), "v": relative_l2(ours[1], plain[1])}
-        for ours, plain in zip(model.written, written, strict=bool(model.written))
+        for ours, plain in zip(model.written, wanted.written, strict=bool(model.written))
     ]
     return {
         "name": variant.name,
-        "velocity": relative_l2(found, wanted),
+        "velocity": relative_l2(found, wanted.velocity),
         "layers": layers,
         "twice": relative_l2(model.forward(), found),
         "poisoned": relative_l2(poisoned(model.forward), found),
@@ -406,6 +428,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=int, default=20, help="of a forward (default 20)")
     add("--rounds", type=int, default=3, help="of forwards on other pages (default 3)")
     add("--op-runs", type=int, default=3, help="runs of all ops one by one (default 3)")
+    add("--rollout", type=int, default=0, metavar="N", help="errors of a video of N chunks as well")
     add("--no-ops", action="store_true", help="leave the table of ops out")
     add("--out", type=Path, help="a folder for NAME.txt and NAME.json")
     add("--name", default="denoise")

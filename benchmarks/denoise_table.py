@@ -21,6 +21,7 @@ def text_of(run: Mapping[str, Any]) -> str:
     parts += [f"FAILED: {name}: {error}" for name, error in run["failed"].items()]
     parts += [pages(run)] if run["pages"] else []
     parts += [errors(run)] if run["errors"] else []
+    parts += [rollouts(run)] if run.get("rollouts") else []
     parts += [ops(name, rows) for name, rows in run["ops"].items()]
     return "\n\n".join(parts) + "\n"
 
@@ -95,6 +96,14 @@ def errors(run: Mapping[str, Any]) -> str:
         table.append((row["name"], f"{row['velocity']:.4f}", *shown, *same))
     columns = ("relative L2 against bf16", "velocity", "K / V of the first layer", "middle", "last",
                "run twice", "in poisoned memory")  # fmt: skip
+    return text_table(columns, table, left=1)
+
+
+def rollouts(run: Mapping[str, Any]) -> str:
+    rows = run["rollouts"]
+    table = [(row["name"], *(f"{error:.3f}" for error in row["chunks"])) for row in rows]
+    chunks = (str(index) for index in range(len(rows[0]["chunks"])))
+    columns = ("relative L2 of a free-running video, by chunk", *chunks)
     return text_table(columns, table, left=1)
 
 

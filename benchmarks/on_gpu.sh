@@ -18,7 +18,7 @@ grep -E "FAILED|ERROR" "$out/tests.log" | head -40
 tail -1 "$out/tests.log"
 
 python -m benchmarks.denoise --prepared build/prepared --check --repeats 10 --rounds 2 \
-    --op-runs 2 --out "$out" --name denoise > "$out/denoise.log" 2>&1
+    --op-runs 2 --rollout 6 --out "$out" --name denoise > "$out/denoise.log" 2>&1
 grep -E "^llvq|^PyTorch|FAILED" "$out/denoise.log"
 
 python -m benchmarks.random_box "$out/5b.llvq" --target sm_90a --numerics w4a8 > "$out/box.log" 2>&1

@@ -16,7 +16,19 @@ from llvq.errors import KernelError
 from llvq.models.config import LONGLIVE2_5B, ModelConfig
 
 CPU = torch.device("cpu")
-WORDS = ("--device", "cpu", "--tiny", "--repeats", "2", "--rounds", "1", "--op-runs", "1")
+WORDS = (
+    "--device",
+    "cpu",
+    "--tiny",
+    "--repeats",
+    "2",
+    "--rounds",
+    "1",
+    "--op-runs",
+    "1",
+    "--rollout",
+    "2",
+)
 VARIANTS = ("w4a4-emulated-none", "w4a4-emulated-nvfp4")
 
 
@@ -66,6 +78,14 @@ def test_errors_are_those_of_four_bits(document: dict[str, Any]) -> None:
     for row in document["errors"]:
         assert 0.001 < row["velocity"] < 0.3 and len(row["layers"]) == 2
         assert row["twice"] == row["poisoned"] == 0
+
+
+def test_a_video_is_compared_chunk_by_chunk(written: Path, document: dict[str, Any]) -> None:
+    assert [row["name"] for row in document["rollouts"]] == [
+        row["name"] for row in document["errors"]
+    ]
+    assert all(0.001 < error < 0.5 for row in document["rollouts"] for error in row["chunks"])
+    assert "relative L2 of a free-running video, by chunk" in (written / "denoise.txt").read_text()
 
 
 def test_what_fails_takes_nothing_with_it(
