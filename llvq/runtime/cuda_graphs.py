@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llvq.runtime.contract import check
 from llvq.runtime.executable import CompiledStage
+from llvq.runtime.streams import Streams
 
 Results = tuple[Tensor, ...]
 
@@ -29,13 +30,11 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records CUDA graphs that share their memory: no two of them run at once.
 
-    `one_at_a_time`: threads that record at once wait for each other, since a recording begins by
-    waiting for the device, which none may do while another one is made.
+    Threads that record at once, with the same `lock`, wait for each other.
     """
 
-    def __init__(self, device: torch.device, one_at_a_time: threading.Lock) -> None:
-        self.pool, self.lock = torch.cuda.graph_pool_handle(), one_at_a_time
-        self.stream = torch.cuda.Stream(device)
+    def __init__(self, stream: torch.cuda.Stream, lock: threading.Lock) -> None:
+        self.pool, self.stream, self.lock = torch.cuda.graph_pool_handle(), stream, lock
 
     def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         graph = torch.cuda.CUDAGraph()
@@ -48,9 +47,10 @@ class CudaRecorder:
         return graph.replay, results
 
 
-def recorder(device: torch.device, one_at_a_time: threading.Lock) -> Recorder | None:
-    """What records on a device: nothing on a CPU."""
-    return CudaRecorder(device, one_at_a_time) if device.type == "cuda" else None
+def recorder(streams: Streams, device: torch.device, use: str) -> Recorder | None:
+    """What records on a device: nothing on a CPU. `use`: what is recorded."""
+    stream = streams.of(device, f"record {use}")
+    return None if stream is None else CudaRecorder(stream, streams.recording)
 
 
 class Buffers:

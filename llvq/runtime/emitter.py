@@ -63,7 +63,7 @@ class Emitter:
         """`decodes`: with frames. `depth`: how many chunks may wait for the decoder."""
         facts, self.device = executable.facts, executable.decodes_on
         self.pixel_hw = facts.pixel_hw
-        self._lane = Lane(self.device, timeline)
+        self._lane = Lane(executable.streams, self.device, timeline)
         with self._lane.after(mark(self.device)):
             decoder = Decoder(executable, record=record, timeline=timeline) if decodes else None
         self._decoder = decoder

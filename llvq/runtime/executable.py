@@ -7,7 +7,7 @@ runtime never asks which.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.fx import GraphModule
 from llvq.errors import ArtifactError
 from llvq.runtime.contract import InputSpec, check
 from llvq.runtime.facts import PageSpec, RunFacts
+from llvq.runtime.streams import Streams
 
 __all__ = ["DECODING", "CompiledStage", "Executable", "PageSpec", "RunFacts", "Streamed"]
 
@@ -65,7 +66,8 @@ class Streamed:
 class Executable:
     """Stages by name, on one device; those of DECODING on another, if `decode_device` names it.
 
-    With `streamed`, no CUDA graph can be made of them, and no two sessions run at once.
+    With `streamed`, no CUDA graph can be made of them, and no two sessions run at once. All
+    sessions share the `streams`.
     """
 
     stages: Mapping[str, CompiledStage]
@@ -73,6 +75,7 @@ class Executable:
     device: torch.device
     decode_device: torch.device | None = None
     streamed: Streamed | None = None
+    streams: Streams = field(default_factory=Streams, compare=False, repr=False)
 
     @property
     def decodes_on(self) -> torch.device:

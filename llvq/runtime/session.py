@@ -71,19 +71,18 @@ class Session:
         self.script, self.noise = list(script), noise
         self.image = None if image_latent is None else upload(image_latent, self.device)
         self.decode_depth = decode_depth
-        one_at_a_time = threading.Lock()
-        records = cuda_graphs and executable.streamed is None
+        records, streams = cuda_graphs and executable.streamed is None, executable.streams
         self._denoiser = Denoiser(
             executable,
             schedule_of(facts, steps),
-            record=recorder(self.device, one_at_a_time) if records else None,
+            record=recorder(streams, self.device, "denoise") if records else None,
             timeline=timeline,
         )
         self._emitter = Emitter(
             executable,
             decodes=not latents_only,
             depth=decode_depth,
-            record=recorder(executable.decodes_on, one_at_a_time) if records else None,
+            record=recorder(streams, executable.decodes_on, "decode") if records else None,
             timeline=timeline,
         )
         self._random = torch.Generator().manual_seed(seed)

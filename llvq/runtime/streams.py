@@ -5,6 +5,7 @@ On a CPU work is done when its call returns, and there is nothing to order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,14 +36,39 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
+class Streams:
+    """The streams of whoever opened a device: one for each use, made when it is first asked for.
+
+    Libraries keep memory for every stream that they have seen (cuBLAS a workspace of 32 MiB), so
+    sessions that come one after another work on the same ones. May be shared by threads.
+    """
+
+    def __init__(self) -> None:
+        # A recording begins by waiting for the device, which none may do while another is made.
+        self.recording = threading.Lock()
+        self._made: dict[tuple[torch.device, str], torch.cuda.Stream] = {}
+        self._lock = threading.Lock()  # guards `_made`
+
+    def of(self, device: torch.device, use: str) -> torch.cuda.Stream | None:
+        """The stream for a use; None on a CPU."""
+        if device.type != "cuda":
+            return None
+        with self._lock:
+            if (device, use) not in self._made:
+                self._made[device, use] = torch.cuda.Stream(device)
+            return self._made[device, use]
+
+
 class Lane:
     """The stream of one thread, beside that of the thread which feeds it; and one that copies to
     the host what this one makes, while it makes the next."""
 
-    def __init__(self, device: torch.device, timeline: Timeline | None = None) -> None:
+    def __init__(
+        self, streams: Streams, device: torch.device, timeline: Timeline | None = None
+    ) -> None:
         self.device, self.timeline = device, timeline
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = streams.of(device, "decode")
+        self._copies = streams.of(device, "copy")
 
     @contextmanager
     def after(self, ready: torch.cuda.Event | None) -> Iterator[None]:

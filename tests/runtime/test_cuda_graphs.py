@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from llvq.errors import ContractError
-from llvq.runtime.cuda_graphs import Buffers, CudaRecorder, recorder
+from llvq.runtime.cuda_graphs import Buffers, recorder
 from llvq.runtime.denoiser import Denoiser
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import schedule_of
+from llvq.runtime.streams import Streams
 from tests.runtime.fakes import Recorder
 
 Results = tuple[Tensor, ...]
@@ -126,7 +127,8 @@ def test_a_buffer_is_filled_when_another_tensor_is_given() -> None:
 def test_a_cuda_graph_replays_on_what_lies_in_its_inputs() -> None:
     x = torch.randn(64, 64, device="cuda")
     torch.mm(x, x)
-    record, place = CudaRecorder(x.device, threading.Lock()), x.clone()
+    record, place = recorder(Streams(), x.device, "test"), x.clone()
+    assert record is not None
     replay, (y,) = record(lambda: (torch.mm(place, place) + 1,))
     for scale in (1.0, 2.0):
         place.copy_(x * scale)
@@ -137,10 +139,12 @@ def test_a_cuda_graph_replays_on_what_lies_in_its_inputs() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_threads_record_one_after_the_other() -> None:
     """A recording begins by waiting for the device, which CUDA refuses while another is made."""
-    lock, wrong = threading.Lock(), []
+    streams, wrong = Streams(), []
 
-    def record() -> None:
-        made, x = CudaRecorder(torch.device("cuda", 0), lock), torch.ones(64, 64, device="cuda")
+    def record(use: str) -> None:
+        made = recorder(streams, torch.device("cuda", 0), use)
+        x = torch.ones(64, 64, device="cuda")
+        assert made is not None
         torch.mm(x, x)
         with torch.cuda.stream(torch.cuda.Stream()):
             for scale in range(1, 20):
@@ -150,7 +154,7 @@ def test_threads_record_one_after_the_other() -> None:
                 if float(y[0, 0]) != 64.0 * scale:
                     wrong.append(scale)
 
-    threads = [threading.Thread(target=record) for _ in range(3)]
+    threads = [threading.Thread(target=record, args=(use,)) for use in ("a", "a", "b")]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -163,4 +167,4 @@ def _scaled(x: Tensor, scale: int) -> Results:
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:
-    assert recorder(torch.device("cpu"), threading.Lock()) is None
+    assert recorder(Streams(), torch.device("cpu"), "denoise") is None

@@ -30,6 +30,7 @@ pytestmark = [
 ]
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 CHUNKS = 7  # a window of four, and what has rolled
+WORKSPACE = 1 << 25  # of cuBLAS, for a stream
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,16 @@ def test_memory_of_the_gpu_is_given_back(
     before = allocated()
     end(model)
     assert allocated() == before
+
+
+def test_sessions_leave_one_set_of_workspaces(model: Executable) -> None:
+    """Libraries keep memory for every stream that they see."""
+    finished(model)
+    before = torch.cuda.memory_allocated()
+    for _ in range(6):
+        finished(model)
+    gc.collect()
+    assert torch.cuda.memory_allocated() - before <= 2 * WORKSPACE
 
 
 def test_spans_are_of_the_gpu_and_in_order(model: Executable) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from llvq.runtime.streams import Lane, hand_over, mark, upload
+from llvq.runtime.streams import Lane, Streams, hand_over, mark, upload
 
 CPU = torch.device("cpu")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -18,21 +21,40 @@ def test_on_a_cpu_a_tensor_is_where_it_is() -> None:
 
 def test_on_a_cpu_a_lane_is_the_thread_itself() -> None:
     done = []
-    with Lane(CPU).after(mark(CPU)):
+    with Lane(Streams(), CPU).after(mark(CPU)):
         done.append(1)
     assert done == [1]
 
 
 def test_on_a_cpu_a_download_is_a_copy() -> None:
     x, host = torch.randn(3), torch.full((3,), torch.nan)
-    lane = Lane(CPU)
+    lane = Lane(Streams(), CPU)
     with lane.after(None):
         lane.download(x, host, 0)
     assert torch.equal(x, host)
 
 
+def test_a_stream_is_made_once_for_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads ask for it, and for however many sessions."""
+    made: list[torch.device] = []
+
+    def make(device: torch.device) -> object:
+        time.sleep(0.01)
+        made.append(device)
+        return object()
+
+    monkeypatch.setattr(torch.cuda, "Stream", make)
+    streams, devices = Streams(), [torch.device("cuda", index) for index in range(2)]
+    asked = [(device, use) for device in devices for use in ("decode", "copy")]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda one: streams.of(*one), asked * 6))
+    assert found == found[:4] * 6 and len(set(found)) == 4 and len(made) == 4
+    assert streams.of(CPU, "decode") is None and len(made) == 4
+    assert Lane(streams, devices[0])._stream is found[0]
+
+
 def test_an_error_leaves_a_lane() -> None:
-    with pytest.raises(ValueError, match="wrong"), Lane(CPU).after(None):
+    with pytest.raises(ValueError, match="wrong"), Lane(Streams(), CPU).after(None):
         raise ValueError("wrong")
 
 
@@ -43,7 +65,7 @@ def test_a_lane_begins_behind_its_mark_and_ends_with_its_work() -> None:
     y = x
     for _ in range(50):
         y = y @ x / 50
-    ready, lane = mark(device), Lane(device)
+    ready, lane = mark(device), Lane(Streams(), device)
     host = torch.empty(x.shape, pin_memory=True)
     with lane.after(ready):
         assert torch.cuda.current_stream(device) != torch.cuda.default_stream(device)
@@ -55,7 +77,7 @@ def test_a_lane_begins_behind_its_mark_and_ends_with_its_work() -> None:
 @gpu
 def test_an_error_waits_for_what_was_queued() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    host, lane = torch.full((1 << 22,), -1.0).pin_memory(), Lane(device)
+    host, lane = torch.full((1 << 22,), -1.0).pin_memory(), Lane(Streams(), device)
     with pytest.raises(ValueError, match="wrong"), lane.after(None):
         lane.download(torch.ones(1 << 22, device=device), host, 0)
         raise ValueError("wrong")
