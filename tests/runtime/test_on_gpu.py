@@ -97,7 +97,7 @@ def test_chunks_are_on_the_host(plain: list[Chunk]) -> None:
 
 
 def test_nothing_of_a_session_stays(model: Executable) -> None:
-    """But for what cuBLAS keeps: 32 MiB for each stream, of which PyTorch has 32."""
+    """But for what cuBLAS keeps: 32 MiB for each stream of the model."""
     held = []
     for _ in range(2):
         video(model)

@@ -1,0 +1,88 @@
+"""Faces of the six shapes at every size, angle and place: what a mask of pixels is compared with.
+
+Shapes: N masks, H templates (hypotheses), P pixels of a crop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from examples.tiny_longlive.captions import SHAPES
+from examples.tiny_longlive.shapes import coverage
+
+# The angle after which a shape looks the same; 0 for those that always do.
+PERIOD = {
+    "ball": 0.0, "square": math.pi / 2, "triangle": 2 * math.pi / 3, "star": 2 * math.pi / 5,
+    "ring": 0.0, "cross": math.pi / 2,
+}  # fmt: skip
+BATCH = 256  # masks that are compared at once
+
+
+@dataclass(frozen=True)
+class Templates:
+    """`pixels` [H, P] in [0, 1]; of each template its shape, radius, and centre [H, 2] from the
+    middle of the crop, in pixels of the frame."""
+
+    pixels: Tensor
+    shape: Tensor
+    radius: Tensor
+    centre: Tensor
+
+
+@cache
+def templates(
+    cell: int, side: int, radii: Sequence[float], turns: int, shifts: Sequence[float]
+) -> Templates:
+    """Every shape, radius and angle (`turns` of them in a period) at every pair of shifts, in a
+    crop of side x side cells of cell x cell pixels each."""
+    reach = cell * side / 2
+    grid = torch.arange(-reach, reach) + 0.5
+    pixels, facts = [], []
+    for shape, name in enumerate(SHAPES):
+        angles = torch.arange(turns if PERIOD[name] else 1) * (PERIOD[name] / turns)
+        for radius in radii:
+            for x in shifts:
+                for y in shifts:
+                    face = _face(shape, radius, angles, grid[None, :] - x, grid[:, None] - y)
+                    pixels.append(F.avg_pool2d(face, cell).flatten(1))
+                    facts += [(shape, radius, x, y)] * len(angles)
+    table = torch.tensor(facts)
+    return Templates(torch.cat(pixels), table[:, 0].long(), table[:, 1], table[:, 2:])
+
+
+def _face(shape: int, radius: float, angles: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """How much of each pixel [angles, H, W] is inside, and not outline."""
+    u, v = (torch.broadcast_tensors(u, v)[i][None, None] for i in (0, 1))
+    inside, rim = coverage(
+        torch.tensor([shape]), u, v, angles[None], torch.tensor(radius).view(1, 1, 1, 1)
+    )
+    return (inside * (1 - rim))[0]
+
+
+def agreement(masks: Tensor, care: Tensor, against: Templates) -> tuple[Tensor, Tensor]:
+    """For each mask [N, P] and shape: the best Tanimoto similarity [N, 6], and whose it is.
+
+    ab / (aa + bb - ab), which of sharp masks is intersection over union; `care` [N, P] leaves out
+    pixels where it is 0.
+    """
+    best, which = [], []
+    squares = against.pixels.square()
+    for mask, cared in zip(masks.split(BATCH), care.split(BATCH), strict=True):
+        seen = mask * cared
+        both = seen @ against.pixels.T
+        either = seen.square().sum(1, keepdim=True) + cared @ squares.T - both
+        similarity = both / either.clamp(min=1e-3)
+        by_shape = [
+            torch.where(against.shape == shape, similarity, -1.0).max(1)
+            for shape in range(len(SHAPES))
+        ]
+        best.append(torch.stack([found.values for found in by_shape], 1))
+        which.append(torch.stack([found.indices for found in by_shape], 1))
+    return torch.cat(best), torch.cat(which)
