@@ -9,7 +9,6 @@ Shapes: T frames, K objects, N = what was found of one colour.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.tiny_longlive import data
-from examples.tiny_longlive.captions import COLOURS, SHAPES, Scene
+from examples.tiny_longlive.captions import COLOURS, Scene
 from examples.tiny_longlive.palette import FULL, faces
 from examples.tiny_longlive.templates import Templates, agreement, templates
 
 BATCH = 64  # frames at once
 CELL, COARSE = 2, 8  # pixels of a mask's cell, and of the cells in which a colour is looked for
 SIDE = 64  # cells of a crop
+ROOM = 48  # cells around a frame, for crops
 REACH = 50.0  # of a window around one object: no object is larger
 SMALLEST = 60.0  # area of a face that counts as seen
 HIDING = 7  # cells: how far an object hides others beside its face, which has a rim around it
@@ -92,13 +92,14 @@ def _detect(frames: Tensor, scene: Scene) -> Detections:
     counts = faces(frames)
     asked = [COLOURS.index(thing.colour) for thing in scene.things]
     masks = [counts[..., c].float() / (4 * FULL) for c in asked]
-    solid = [_opened(mask) for mask in masks]
-    pixels = F.avg_pool2d(frames.permute(0, 3, 1, 2).float(), CELL)
+    grown = [_grown(_opened(mask), HIDING // CELL + 1) for mask in masks]
+    pixels = _padded(frames[:, ::CELL, ::CELL].permute(0, 3, 1, 2).float().contiguous())
     found = []
     for k, mask in enumerate(masks):
-        hidden = [_grown(other) for j, other in enumerate(solid) if j != k]
-        care = 1 - torch.stack(hidden).amax(0) if hidden else torch.ones_like(mask)
-        found.append(_one(mask, care, pixels))
+        hidden = torch.zeros_like(mask, dtype=torch.bool)
+        for other in (j for j in range(len(masks)) if j != k):
+            hidden |= grown[other]
+        found.append(_one(_padded(mask), _padded((~hidden).float()), pixels))
     columns = [torch.stack(column, 1) for column in zip(*found, strict=True)]
     peaks = _densest(counts.permute(0, 3, 1, 2).float() / (4 * FULL))[0]
     peaks[:, asked] = 0.0
@@ -107,13 +108,19 @@ def _detect(frames: Tensor, scene: Scene) -> Detections:
 
 def _opened(mask: Tensor) -> Tensor:
     """What is left of a mask [T, H, W] without its thin lines: those are edges of something."""
-    return -F.max_pool2d(-(mask > 0.5).float()[:, None], 3, 1, 1)[:, 0]
+    return ~_grown(mask <= 0.5, 1)
 
 
-def _grown(mask: Tensor) -> Tensor:
-    side = 2 * (HIDING // CELL + 1) + 1
-    wide = F.max_pool2d(mask[:, None], (1, side), 1, (0, side // 2))
-    return F.max_pool2d(wide, (side, 1), 1, (side // 2, 0))[:, 0]
+def _grown(mask: Tensor, cells: int) -> Tensor:
+    """A mask [T, H, W] of bool and all cells of the square around each of its own."""
+    for axis in (1, 2):
+        wide, size = mask.clone(), mask.shape[axis]
+        for step in range(1, cells + 1):
+            ahead, behind = (mask.narrow(axis, start, size - step) for start in (step, 0))
+            wide.narrow(axis, 0, size - step).logical_or_(ahead)
+            wide.narrow(axis, step, size - step).logical_or_(behind)
+        mask = wide
+    return mask
 
 
 def _densest(masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,41 +139,32 @@ def _densest(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 def _one(mask: Tensor, care: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
     """The columns of `Detections` for one colour, in their order."""
-    T = mask.shape[0]
-    point = _densest(mask[:, None])[1][:, 0]
-    mask, care, pixels = _padded(mask), _padded(care), _padded(pixels)
+    inner = slice(ROOM, -ROOM)
+    point = _densest(mask[:, None, inner, inner])[1][:, 0]
     for _ in range(MEAN_SHIFTS):
         area, point = _centroid(_crop(mask, point), point)
-    seen = area >= SMALLEST
-    columns = [torch.zeros(T, *shape) for shape in ((), (2,), (3,), (len(SHAPES),), (), ())]
-    if seen.any():
-        fitted = _fit(mask[seen], care[seen], pixels[seen], point[seen])
-        for column, value in zip(columns, (area[seen], *fitted), strict=True):
-            column[seen] = value
-    return tuple(columns)
+    return area * (area >= SMALLEST), *_fit(mask, care, pixels, point)
 
 
 def _padded(image: Tensor) -> Tensor:
     """Room for a crop around any point of the frame; outside of it nothing is known."""
-    return F.pad(image, (SIDE, SIDE, SIDE, SIDE))
+    return F.pad(image, (ROOM, ROOM, ROOM, ROOM))
 
 
 def _corner(point: Tensor) -> Tensor:
     """The first cell of the crop around points [N, 2], in cells of the frame, [N, 2]."""
-    return (point / CELL).round().long() - SIDE // 2
+    last = data.SIZE // CELL + ROOM - SIDE
+    return ((point / CELL).round().long() - SIDE // 2).clamp(-ROOM, last)
 
 
 def _crop(images: Tensor, point: Tensor) -> Tensor:
     """[N, ..., SIDE, SIDE] of padded images [N, ..., H, W], around points [N, 2]."""
-    corner = (_corner(point) + SIDE).clamp(min=0)
-    steps = torch.arange(SIDE)
-    rows = (corner[:, 1, None] + steps).clamp(max=images.shape[-2] - 1)
-    columns = (corner[:, 0, None] + steps).clamp(max=images.shape[-1] - 1)
-    N = torch.arange(len(images))[:, None, None]
-    if images.ndim == 3:
-        return images[N, rows[:, :, None], columns[:, None, :]]
-    picked = images[N, :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
+    corners = (_corner(point) + ROOM).tolist()
+    parts = [
+        image[..., row : row + SIDE, column : column + SIDE]
+        for image, (column, row) in zip(images, corners, strict=True)
+    ]
+    return torch.stack(parts)
 
 
 def _centroid(crop: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +186,9 @@ def _fit(mask: Tensor, care: Tensor, pixels: Tensor, point: Tensor) -> tuple[Ten
 
     First where, roughly: half of an object may be hidden, and the point is the mean of the rest.
     """
-    coarse = templates(2 * CELL, SIDE // 2, RADII[1::2], 3, (-18.0, -12.0, -6.0, 0.0, 6.0, 12.0, 18.0))
+    coarse = templates(
+        2 * CELL, SIDE // 2, RADII[1::2], 3, (-18.0, -12.0, -6.0, 0.0, 6.0, 12.0, 18.0)
+    )
     seen, cared = _crop(mask, point), _crop(care, point)
     score, which = agreement(*(F.avg_pool2d(t, 2).flatten(1) for t in (seen, cared)), coarse)
     best = which.gather(1, score.argmax(1, keepdim=True))[:, 0]
