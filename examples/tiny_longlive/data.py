@@ -40,6 +40,7 @@ RGB = {
 }  # fmt: skip
 LIGHTER = 38  # of 255: how much the pattern of a background stands out
 PERIOD = 64.0  # of every pattern
+BOX = 112  # pixels: no object is larger, not even a square on its corner
 
 
 @dataclass(frozen=True)
@@ -123,21 +124,56 @@ def draw(
     for k in range(words.MAX_THINGS):
         offset = state.centre[:, :, k, :, None, None]
         u, v = x - offset[:, :, 0], y - offset[:, :, 1]
-        radius = scenes.radius_BK[:, k, None, None, None]
-        inside, rim = coverage(scenes.shape_BK[:, k], u, v, state.angle[:, :, k], radius)
-        light = 0.88 - 0.2 * (u + v) / (2 * radius.clamp(min=1)) - 0.42 * rim
-        colour = scenes.colour_BK3[:, k, None, :, None, None] * light[:, :, None]
+        colour, inside = _object(scenes, k, u, v, state.angle[:, :, k])
         shown = [seen * (1 - inside) for seen in shown] + [inside]
-        pixels = torch.lerp(pixels, colour.clamp(0, 1), inside[:, :, None])
+        pixels = torch.lerp(pixels, colour, inside[:, :, None])
     areas = [seen.sum((-1, -2)) for seen in shown]
     visible = torch.stack(areas, -1) / _area(scenes)[:, None].clamp(min=1)
     return pixels * 2 - 1, visible.clamp(0, 1)
+
+
+def paint(scenes: Batch, time_BT: Tensor) -> Tensor:
+    """The pixels [B, T, 3, SIZE, SIZE] of `draw`, each object drawn only in a box around it."""
+    B, T = time_BT.shape
+    state = truth(scenes, time_BT)
+    middles = torch.arange(SIZE, device=time_BT.device) + 0.5
+    pixels = _background(scenes, time_BT, middles[None, :], middles[:, None]).flatten(0, 1)
+    frames = torch.arange(B * T, device=time_BT.device)[:, None, None, None]
+    channels = torch.arange(3, device=time_BT.device)[:, None, None]
+    side = torch.arange(BOX, device=time_BT.device)
+    for k in range(words.MAX_THINGS):
+        corner = (state.centre[:, :, k] - BOX / 2).floor().clamp(0, SIZE - BOX)
+        columns, rows = (corner[..., None] + side).long().unbind(2)
+        u, v = (at + 0.5 - state.centre[:, :, k, axis, None]
+                for axis, at in enumerate((columns, rows)))  # fmt: skip
+        colour, inside = _object(
+            scenes, k, u[:, :, None, :], v[:, :, :, None], state.angle[:, :, k]
+        )
+        columns, rows = columns.flatten(0, 1), rows.flatten(0, 1)
+        box = (frames, channels, rows[:, None, :, None], columns[:, None, None, :])
+        under = pixels[box].unflatten(0, (B, T))
+        pixels[box] = torch.lerp(under, colour, inside[:, :, None]).flatten(0, 1)
+    return pixels.unflatten(0, (B, T)) * 2 - 1
 
 
 def frame_times(first_frame: Tensor, count: int) -> Tensor:
     """Seconds [B, count] of `count` frames from `first_frame` [B]."""
     steps = torch.arange(count, device=first_frame.device)
     return (first_frame[:, None] + steps).float() / FPS
+
+
+def _object(
+    scenes: Batch, k: int, u: Tensor, v: Tensor, angle: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Colour [B, T, 3, ...] of object `k` and how much of each pixel it covers [B, T, ...].
+
+    u, v: offsets from its centre, which broadcast to each other.
+    """
+    radius = scenes.radius_BK[:, k, None, None, None]
+    inside, rim = coverage(scenes.shape_BK[:, k], u, v, angle, radius)
+    light = 0.88 - 0.2 * (u + v) / (2 * radius.clamp(min=1)) - 0.42 * rim
+    colour = scenes.colour_BK3[:, k, None, :, None, None] * light[:, :, None]
+    return colour.clamp(0, 1), inside
 
 
 def is_move(move: Tensor, *names: str) -> Tensor:
@@ -196,10 +232,10 @@ def _background(scenes: Batch, time_BT: Tensor, x: Tensor, y: Tensor) -> Tensor:
     v = (y - moved[..., 1, None, None]) * (2 * math.pi / PERIOD)
     waves = (torch.full_like(u + v, -1.0), torch.sin(u + v), torch.sin(u) * torch.sin(v),
              torch.cos(u) + torch.cos(v) - 1.0)  # fmt: skip
-    pattern = torch.zeros_like(waves[0])
-    for index, wave in enumerate(waves):
-        chosen = (scenes.texture_B == index)[:, None, None, None]
-        pattern = torch.where(chosen, (0.5 + 4 * wave).clamp(0, 1), pattern)
+    wave = waves[0]
+    for index, other in enumerate(waves[1:], start=1):
+        wave = torch.where((scenes.texture_B == index)[:, None, None, None], other, wave)
+    pattern = (0.5 + 4 * wave).clamp(0, 1)
     ground = scenes.ground_B3[:, None, :, None, None]
     return ground + pattern[:, :, None] * (LIGHTER / 255)
 

@@ -17,7 +17,7 @@ from llvq.models.vae import WanVae
 from llvq.models.vae_causal import StartState
 
 WARM_UP = 3  # latents encoded and dropped, so that a stretch begins with a filled temporal state
-CLIPS_PER_CALL = 8
+FRAMES_PER_CALL = 1536  # pixel frames drawn and encoded at once: 2 GB of them and the encoder's
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ def draw_samples(
     """`count` clips of `layout`, on the device of `vae`; random scenes from `seed`."""
     random = Random(seed)
     first, second = ([data.sample_scene(random) for _ in range(count)] for _ in "AB")
+    size = max(1, FRAMES_PER_CALL // (4 * frames_per_chunk * len(layout.chunks)))
     latents = [
-        _encode_layout(vae, layout, first[i : i + CLIPS_PER_CALL], second[i : i + CLIPS_PER_CALL],
-                       frames_per_chunk)
-        for i in range(0, count, CLIPS_PER_CALL)
-    ]  # fmt: skip
+        _encode_layout(vae, layout, first[i : i + size], second[i : i + size], frames_per_chunk)
+        for i in range(0, count, size)
+    ]
     device = latents[0].device
     prompts = [text for a, b in zip(first, second, strict=True) for text in prompts_of(a, b)]
     ids, mask = (t.to(device).view(count, 3, -1) for t in encode(prompts, text_len))
@@ -100,5 +100,5 @@ def _draw_stretch(
         if b > a:
             scenes = shots[shot]
             begins = torch.full((len(scenes.scenes),), a - zero, device=scenes.pace_BK.device)
-            parts.append(data.draw(scenes, data.frame_times(begins, b - a))[0])
+            parts.append(data.paint(scenes, data.frame_times(begins, b - a)))
     return torch.cat(parts, dim=1).transpose(1, 2)

@@ -25,7 +25,8 @@ from examples.tiny_longlive.progress import Progress
 from examples.tiny_longlive.rollout import Rollout
 from examples.tiny_longlive.samples import write_samples
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
-from examples.tiny_longlive.train_ar import LONGEST, Pool, embed, noise_levels
+from examples.tiny_longlive.flow import embed, noise_levels
+from examples.tiny_longlive.train_ar import LONGEST, Pool
 from examples.tiny_longlive.weights import Masters, frozen
 from llvq.models.text import TextEncoder
 from llvq.runtime.sampler import schedule
@@ -149,7 +150,7 @@ def train(models: Models, text: TextEncoder, pool: Pool, progress: Progress) -> 
     while going:
         samples = pool.choose()
         with torch.no_grad():
-            embeds = embed(text, samples.ids, samples.mask)
+            embeds = embed(text, samples.ids, samples.mask, samples.layout)
         rolled = roll(models, samples, embeds, shift, pool.random)
         x0 = sample_of(models, rolled, embeds, samples)
         made = x0.detach()

@@ -22,9 +22,9 @@ from examples.tiny_longlive.model import (
     write_vae,
 )
 from examples.tiny_longlive.rollout import Rollout
-from examples.tiny_longlive.teacher_forcing import TeacherForcing
+from examples.tiny_longlive.teacher_forcing import TeacherForcing, position_tensor
 from examples.tiny_longlive.tokens import encode
-from examples.tiny_longlive.train_ar import embed, flow_loss
+from examples.tiny_longlive.flow import Denoiser, Places, embed, flow_loss
 from examples.tiny_longlive.train_few_steps import (
     Models,
     critic_loss,
@@ -32,7 +32,7 @@ from examples.tiny_longlive.train_few_steps import (
     roll,
     sample_of,
 )
-from examples.tiny_longlive.train_vae import clips, vae_loss
+from examples.tiny_longlive.train_vae import Clips, vae_loss
 from examples.tiny_longlive.weights import Masters, frozen
 from llvq.checkpoints.model import open_model
 from llvq.models.config import ModelConfig
@@ -83,7 +83,7 @@ def test_every_caption_fits_the_text_encoder() -> None:
 
 
 def test_the_same_seed_gives_the_same_pixels() -> None:
-    first, again, other = (clips(2, seed, "cpu", crop=32, frames=5) for seed in (1, 1, 2))
+    first, again, other = (Clips(2, seed, "cpu", 5).crops(2, 32) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -150,11 +150,11 @@ def test_vae_training_lowers_the_loss() -> None:
     torch.manual_seed(0)
     config = toy().vae
     assert config is not None
-    vae, video = WanVae(config), clips(2, 0, "cpu", crop=32, frames=5)
-    masters, noise = Masters([vae], rate=4e-3), torch.randn(2, 48, 2, 2, 2)
+    vae, video = WanVae(config), Clips(2, 0, "cpu", 5).crops(2, 32)
+    masters = Masters([vae], rate=4e-3)
     losses = []
     for _ in range(8):
-        loss, _ = vae_loss(vae, video, noise)
+        loss, _ = vae_loss(vae, video)
         loss.backward()
         masters.step()
         losses.append(loss.item())
@@ -164,14 +164,18 @@ def test_vae_training_lowers_the_loss() -> None:
 def test_teacher_forcing_lowers_the_loss() -> None:
     torch.manual_seed(0)
     config = toy()
-    samples = toy_samples(config, layout(config.stream, 0, 2))
-    dit, text = new_dit(config), new_text_encoder(config)
-    masters, losses = Masters([dit, text], rate=3e-3, muon=True), []
+    chosen = layout(config.stream, 0, 2)
+    samples = toy_samples(config, chosen)
+    dit, text, places = new_dit(config), new_text_encoder(config), Places(config)
+    model = Denoiser(TeacherForcing(dit), text, places)
+    masters, losses = Masters(model.modules, rate=3e-3, muon=True), []
+    positions = position_tensor(chosen, "cpu")
     for _ in range(30):
-        loss = flow_loss(TeacherForcing(dit), text, samples, config.stream.shift)
+        loss, error, _ = flow_loss(model, chosen, config.stream.shift, 2, samples.latents,
+                                   samples.ids, samples.mask, positions)  # fmt: skip
         loss.backward()
         masters.step()
-        losses.append(loss.item())
+        losses.append(error.item())
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
@@ -187,7 +191,7 @@ def test_distribution_matching_moves_towards_the_teacher() -> None:
     critic = copy.deepcopy(generator)
     models = Models(*map(TeacherForcing, (generator, teacher, critic)))
     masters = Masters([generator], rate=1e-3)
-    embeds = embed(text, samples.ids, samples.mask)
+    embeds = embed(text, samples.ids, samples.mask, samples.layout)
     for step in range(5):
         rolled = roll(models, samples, embeds, config.stream.shift, Random(step))
         x0 = sample_of(models, rolled, embeds, samples)
