@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from examples.tiny_longlive import data
-from examples.tiny_longlive.captions import COLOURS, Scene
+from examples.tiny_longlive.captions import COLOURS, SIZES, Scene
 from examples.tiny_longlive.palette import FULL, faces
 from examples.tiny_longlive.templates import Templates, agreement, templates
 
@@ -96,10 +96,11 @@ def _detect(frames: Tensor, scene: Scene) -> Detections:
     pixels = _padded(frames[:, ::CELL, ::CELL].permute(0, 3, 1, 2).float().contiguous())
     found = []
     for k, mask in enumerate(masks):
+        reach = 0.8 * data.RADIUS[SIZES.index(scene.things[k].size)]
         hidden = torch.zeros_like(mask, dtype=torch.bool)
         for other in (j for j in range(len(masks)) if j != k):
             hidden |= grown[other]
-        found.append(_one(_padded(mask), _padded((~hidden).float()), pixels))
+        found.append(_one(_padded(mask), _padded((~hidden).float()), pixels, reach))
     columns = [torch.stack(column, 1) for column in zip(*found, strict=True)]
     peaks = _densest(counts.permute(0, 3, 1, 2).float() / (4 * FULL))[0]
     peaks[:, asked] = 0.0
@@ -137,13 +138,13 @@ def _densest(masks: Tensor) -> tuple[Tensor, Tensor]:
     return area.view(T, C) * COARSE**2, point.view(T, C, 2)
 
 
-def _one(mask: Tensor, care: Tensor, pixels: Tensor) -> tuple[Tensor, ...]:
+def _one(mask: Tensor, care: Tensor, pixels: Tensor, reach: float) -> tuple[Tensor, ...]:
     """The columns of `Detections` for one colour, in their order."""
     inner = slice(ROOM, -ROOM)
     point = _densest(mask[:, None, inner, inner])[1][:, 0]
     for _ in range(MEAN_SHIFTS):
         area, point = _centroid(_crop(mask, point), point)
-    return area * (area >= SMALLEST), *_fit(mask, care, pixels, point)
+    return area * (area >= SMALLEST), *_fit(mask, care, pixels, point, reach)
 
 
 def _padded(image: Tensor) -> Tensor:
@@ -167,12 +168,20 @@ def _crop(images: Tensor, point: Tensor) -> Tensor:
     return torch.stack(parts)
 
 
+def _where(point: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, 1, SIDE] and y [N, SIDE, 1] of the cells of the crops around points."""
+    start, steps = _corner(point) * CELL, (torch.arange(SIDE) + 0.5) * CELL
+    return start[:, 0, None, None] + steps, start[:, 1, None, None] + steps[:, None]
+
+
+def _share(weight: Tensor, cared: Tensor) -> Tensor:
+    """[N] of weights [N, SIDE, SIDE], the part where nothing hides what is there."""
+    return (weight * cared).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-3)
+
+
 def _centroid(crop: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """The area within REACH of a point, and its mean; the point itself where there is none."""
-    where = (torch.arange(SIDE) + 0.5) * CELL
-    start = _corner(point) * CELL
-    x = start[:, 0, None, None] + where[None, None, :]
-    y = start[:, 1, None, None] + where[None, :, None]
+    x, y = _where(point)
     near = torch.hypot(x - point[:, 0, None, None], y - point[:, 1, None, None]) <= REACH
     weight = crop * near
     total = weight.sum((1, 2))
@@ -181,7 +190,9 @@ def _centroid(crop: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     return total * CELL**2, torch.where((total > 0)[:, None], mean, point)
 
 
-def _fit(mask: Tensor, care: Tensor, pixels: Tensor, point: Tensor) -> tuple[Tensor, ...]:
+def _fit(
+    mask: Tensor, care: Tensor, pixels: Tensor, point: Tensor, reach: float
+) -> tuple[Tensor, ...]:
     """Centre, colour, agreement, radius and visible part of masks around points.
 
     First where, roughly: half of an object may be hidden, and the point is the mean of the rest.
@@ -197,7 +208,7 @@ def _fit(mask: Tensor, care: Tensor, pixels: Tensor, point: Tensor) -> tuple[Ten
     seen, cared = _crop(mask, point), _crop(care, point)
     score, which = agreement(seen.flatten(1), cared.flatten(1), fine)
     best = which.gather(1, score.argmax(1, keepdim=True))[:, 0]
-    return _measured(seen, cared, _crop(pixels, point), point, score, best, fine)
+    return _measured(seen, cared, _crop(pixels, point), point, score, best, fine, reach)
 
 
 def _middle(point: Tensor) -> Tensor:
@@ -207,7 +218,7 @@ def _middle(point: Tensor) -> Tensor:
 
 def _measured(
     seen: Tensor, cared: Tensor, pixels: Tensor, point: Tensor, score: Tensor, best: Tensor,
-    fine: Templates,
+    fine: Templates, reach: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     face = fine.pixels[best].view_as(seen)
     weight = seen * cared * (face > 0.5)
@@ -216,5 +227,8 @@ def _measured(
     middle = _middle(point)
     off = _centroid(seen * cared, middle)[1] - _centroid(face * cared, middle)[1]
     centre = middle + fine.centre[best] + off.clamp(-3, 3)
-    visible = (face * cared).sum((1, 2)) / face.sum((1, 2))
+    # What is left of a large object may look like a small one: also its whole disc must be in view.
+    x, y = _where(point)
+    whole = torch.hypot(x - centre[:, 0, None, None], y - centre[:, 1, None, None]) <= reach
+    visible = torch.minimum(_share(face, cared), _share(whole.float(), cared))
     return centre, rgb, score, fine.radius[best], visible
