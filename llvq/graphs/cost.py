@@ -43,6 +43,9 @@ ATTENTIONS = {
 GATHERS = ("aten.embedding.default", "aten.index_select.default")
 # They write frames, their second argument, into a part of a ring, their first.
 RING_WRITES = ("llvq.ring_write.default", "llvq.ring_write_normed.default")
+# They read frames of a ring, their first argument, that other frames may share: which argument says
+# how many, and which is the weight, whose second dimension is how many each frame is made of.
+RING_READS = {"llvq.ring_conv.default": (10, 1), "llvq.upsample_conv.default": (9, None)}
 # Which argument is the page pool of all layers. A history that is partly kept in the model's dtype
 # counts as pages.
 POOLS = {
@@ -111,6 +114,11 @@ def _read(node: Node, place: int, tensor: torch.Tensor) -> int:
     name = str(node.target)
     if name in RING_WRITES and place == 0:
         return prod(_shape(node.args[1])) * tensor.itemsize
+    if name in RING_READS and place == 0:
+        count, weight = RING_READS[name]
+        depth = 1 if weight is None else _shape(node.args[weight])[1]
+        frames: Any = node.args[count]
+        return _nbytes(tensor[0]) * (frames + depth - 1)
     if POOLS.get(name) != place:
         return _nbytes(tensor)
     layers, _, slots, *_ = tensor.shape

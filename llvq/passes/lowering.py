@@ -36,6 +36,7 @@ from llvq.passes.raise_pixels import raise_pixels
 from llvq.passes.raise_upsample_conv import raise_upsample_conv
 from llvq.passes.rules import Context
 from llvq.passes.scores_in_fp4 import scores_in_fp4
+from llvq.passes.share_rings import share_rings
 from llvq.passes.spec import verify_graph
 from llvq.passes.stream_frames import stream_frames
 from llvq.passes.swizzle_weights import swizzle_weights
@@ -70,6 +71,7 @@ STREAMING: tuple[Pass, ...] = (
     Pass(channels_last, Level.STAGED, "rounds"),
     Pass(fuse_conv_residual, Level.STAGED, "exact"),
     Pass(stream_frames, Level.STAGED, "exact"),
+    Pass(share_rings, Level.STAGED, "exact"),
 )
 
 

@@ -116,7 +116,7 @@ def test_scores_in_fp4_cost_what_attention_over_pages_does(program: Program) -> 
 
 
 class Streamed(torch.nn.Module):
-    """A frame goes into a ring of three, through a causal convolution, and up."""
+    """A frame goes into a ring of five, through a causal convolution that reads three, and up."""
 
     def __init__(self, doubles: bool) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class Streamed(torch.nn.Module):
 
 @pytest.mark.parametrize("doubles", [False, True])
 def test_convolutions_over_rings_cost_what_they_do_over_frames(doubles: bool) -> None:
-    inputs = torch.zeros(3, 7, 9, 4), torch.randn(1, 5, 7, 4), torch.tensor(2)
+    inputs = torch.zeros(5, 7, 9, 4), torch.randn(1, 5, 7, 4), torch.tensor(2)
     gm = torch.export.export(Streamed(doubles), inputs).module(check_guards=False)
     with FlopCounterMode(display=False) as counter:
         torch.nn.functional.conv3d(torch.randn(1, 4, 3, 7, 9), torch.randn(6, 4, 3, 3, 3))
@@ -146,3 +146,5 @@ def test_convolutions_over_rings_cost_what_they_do_over_frames(doubles: bool) ->
             torch.nn.functional.conv2d(torch.randn(1, 4, 6, 8), torch.randn(8, 4, 2, 2))
     assert 2 * macs(gm) == counter.get_total_flops()
     assert bytes_of(gm)["llvq.ring_write.default"] == 4 * 2 * (5 * 7 * 4) + 8  # and `decoded`
+    read, weight = 4 * 3 * (7 * 9 * 4), 4 * (6 * 27 * 4 + 6)
+    assert bytes_of(gm)["llvq.ring_conv.default"] == read + weight + 4 * (6 * 5 * 7) + 8

@@ -41,6 +41,8 @@ PLAIN = replace(PACKED, patch_size=1, is_residual=False)
 # Time doubles twice, so that frames go in at three rates.
 TWICE = replace(PACKED, temporal_downsample=(True, True))
 CONFIGS = {"packed": PACKED, "plain": PLAIN, "twice": TWICE}
+# Twice the channels, in bf16: pixels of the last ring are as long as those in FP8 of another.
+WIDE = {"wide": replace(PACKED, dec_dim=16)}
 HW = (3, 5)
 
 
@@ -81,12 +83,12 @@ def weights_of(config: VaeConfig) -> DictSource:
 
 @cache
 def _staged(name: str, latents: int, conv: str) -> Program:
-    config = CONFIGS[name]
+    config, dtype = (CONFIGS | WIDE)[name], torch.bfloat16 if name in WIDE else torch.float32
     shapes = decode_state_shapes(config, HW)
     inputs = {
-        "latent": torch.empty(1, config.z_dim, 4, *HW),
+        "latent": torch.empty(1, config.z_dim, 4, *HW, dtype=dtype),
         "decode_frames": torch.empty(latents, dtype=torch.int64),
-        "decode_state": [torch.empty(shape) for shape in shapes],
+        "decode_state": [torch.empty(shape, dtype=dtype) for shape in shapes],
     }
     loops = [
         LoopState(f"decode_state.{i}", f"{stage}.state.{i}")
@@ -94,7 +96,7 @@ def _staged(name: str, latents: int, conv: str) -> Program:
         for i in range(len(shapes))
     ]
     program = capture(
-        BothStages(config),
+        BothStages(config).to(dtype),
         inputs,
         rates={"latent": "call", "decode_frames": "emit", "decode_state": "emit"},
         loop_states=loops,
@@ -108,11 +110,12 @@ def _staged(name: str, latents: int, conv: str) -> Program:
 
 
 def staged(name: str, latents: int = 1, conv: str = "none") -> Program:
-    """A decoder of CONFIGS in fp32 that takes so many latents per call; a copy for each caller."""
+    """A decoder of CONFIGS in fp32, or WIDE, that takes so many latents per call; a copy for each
+    caller."""
     return _staged(name, latents, conv).copy()
 
 
-def stream(program: Program, upto: str = "stream-frames") -> list[Book]:
+def stream(program: Program, upto: str = "share-rings") -> list[Book]:
     """Run the passes that stream a decoder, up to the one of that name; gives its books."""
     for step in STREAMING:
         books = step.function(program, Context(NVFP4))
@@ -130,9 +133,7 @@ def _streamed(name: str, latents: int, conv: str, upto: str) -> Program:
     return program
 
 
-def streamed(
-    name: str, latents: int = 1, conv: str = "none", upto: str = "stream-frames"
-) -> Program:
+def streamed(name: str, latents: int = 1, conv: str = "none", upto: str = "share-rings") -> Program:
     """A decoder of CONFIGS after the passes up to that one; a copy for each caller."""
     return _streamed(name, latents, conv, upto).copy()
 
@@ -157,7 +158,11 @@ def play(program: Program, source: DictSource, latents: Tensor) -> Tensor:
         for places in torch.arange(part.shape[2]).split(per_call):
             decoded = torch.tensor(per_call * len(made))
             name = DECODING[min(len(made), 1)]
-            given = {"latent": part, "decode_frames": places, "decoded": decoded}
+            given = {
+                "latent": part.to(held["latent"].dtype),
+                "decode_frames": places,
+                "decoded": decoded,
+            }
             results = stages[name]({**values, **given})
             loops = {loop.output: loop.input for loop in program.loop_states}
             values |= {loops[n]: t for n, t in results.items() if n in loops}
