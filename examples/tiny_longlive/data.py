@@ -162,9 +162,7 @@ def frame_times(first_frame: Tensor, count: int) -> Tensor:
     return (first_frame[:, None] + steps).float() / FPS
 
 
-def _object(
-    scenes: Batch, k: int, u: Tensor, v: Tensor, angle: Tensor
-) -> tuple[Tensor, Tensor]:
+def _object(scenes: Batch, k: int, u: Tensor, v: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Colour [B, T, 3, ...] of object `k` and how much of each pixel it covers [B, T, ...].
 
     u, v: offsets from its centre, which broadcast to each other.

@@ -17,7 +17,7 @@ from llvq.models.config import ModelConfig
 from llvq.models.text import TextEncoder
 
 HISTORY_NOISE = 0.3  # most noise on clean chunks, so that a rollout's small errors do not add up
-WORD_DROP = 0.02
+WORD_DROP, PROMPT_DROP = 0.02, 0.08
 UNKNOWN = 2  # the token for it
 PLACES_DEPTH, PLACES_WEIGHT = 2, 0.1
 
@@ -94,6 +94,19 @@ def flow_loss(
     return error + PLACES_WEIGHT * places, error, places
 
 
+def places_loss(
+    model: Denoiser, layout: Layout, latents: Tensor, ids: Tensor, mask: Tensor, positions: Tensor
+) -> tuple[Tensor]:
+    """The error of `Places` on pure noise: taught alone, it is learned in some hundred steps."""
+    noise = torch.randn_like(latents[:, layout.given :])
+    timestep = torch.full(noise.shape[:2], 999.0, device=noise.device)
+    embeds = embed(model.text, ids, mask, layout)
+    _, hidden = model.forcing.with_hidden(
+        latents, noise, timestep, embeds, layout, positions, depth=PLACES_DEPTH
+    )
+    return (model.places(hidden).mean(),)
+
+
 def noise_levels(
     shape: tuple[int, ...], shift: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -112,9 +125,16 @@ def corrupt(clean: Tensor) -> Tensor:
 
 
 def drop_words(ids: Tensor) -> Tensor:
-    """A few words made unknown: a prompt may have some that the model never saw."""
-    drop = (torch.rand(ids.shape, device=ids.device) < WORD_DROP) & (ids > UNKNOWN)
-    return ids.masked_fill(drop, UNKNOWN)
+    """A few words made unknown, for prompts with words that the model never saw, and a few whole
+    prompts, for `no_words`. All prompts of a clip go together."""
+    word = torch.rand(ids.shape, device=ids.device) < WORD_DROP
+    whole = torch.rand((len(ids), *(1,) * (ids.ndim - 1)), device=ids.device) < PROMPT_DROP
+    return ids.masked_fill((word | whole) & (ids > UNKNOWN), UNKNOWN)
+
+
+def no_words(ids: Tensor) -> Tensor:
+    """Prompts of which only the length is left: what guidance leads away from."""
+    return ids.masked_fill(ids > UNKNOWN, UNKNOWN)
 
 
 def embed(text: TextEncoder, ids: Tensor, mask: Tensor, layout: Layout) -> Tensor:

@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+import torch
+from torch import Tensor
+
 from llvq.models.config import StreamConfig
 from llvq.runtime.pages import PageTable
 
@@ -63,6 +66,11 @@ def sample_layout(stream: StreamConfig, count: int, longest: int, random: Random
     elif kind < 0.6 and first > 1:  # at any time before it
         cut = random.randint(max(1, first - 40), first - 1)
     return layout(stream, first, count, cut)
+
+
+def position_tensor(layout: Layout, device: torch.device | str) -> Tensor:
+    """The temporal position of the first frame of each entry, fp64."""
+    return torch.tensor(layout.positions, dtype=torch.float64).to(device)
 
 
 def _residency(stream: StreamConfig, count: int, cut: int | None) -> list[tuple[int, ...]]:

@@ -6,12 +6,12 @@ What a session does, for training: eager modules and many videos at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from examples.tiny_longlive.layouts import Layout, layout
+from examples.tiny_longlive.layouts import Layout, layout, position_tensor
 from examples.tiny_longlive.tokens import encode
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
@@ -26,28 +26,35 @@ Cache = dict[int, tuple[list[Tensor], list[Tensor]]]
 
 @dataclass(frozen=True)
 class Denoised:
-    """inputs: the latent before each step; x0: the chunk. All [B, C, channels, h, w]."""
+    """inputs: the latent before each step; seen: the x0 that each step saw in it, fp32; x0: the
+    chunk. All [B, C, channels, h, w]."""
 
     inputs: list[Tensor]
+    seen: list[Tensor]
     x0: Tensor
 
 
 @dataclass
 class Rollout:
-    """The history of a batch of videos. `windows` of a layout say what a chunk attends to."""
+    """The history of a batch of videos. `windows` of a layout say what a chunk attends to.
+
+    positions: `position_tensor` of the layout.
+    """
 
     dit: CausalWanDit
     layout: Layout
-    cache: Cache
+    positions: Tensor
+    cache: Cache = field(default_factory=dict)
 
     def denoise(self, index: int, plan: Schedule, noise: Tensor, embeds: Tensor) -> Denoised:
         """Entry `index` of the layout from noise [B, C, channels, h, w]."""
-        latent, inputs, velocities = noise, [], []
-        for step, timestep in enumerate(plan.timesteps):
+        latent, inputs, seen, velocities = noise, [], [], []
+        for step, (timestep, sigma) in enumerate(zip(plan.timesteps, plan.sigmas, strict=False)):
             inputs.append(latent)
             velocities.append(self._call(index, latent, timestep, embeds)[0])
+            seen.append(latent.float() - sigma * velocities[-1].float())
             latent = advance(plan, step, noise, velocities)
-        return Denoised(inputs, latent)
+        return Denoised(inputs, seen, latent)
 
     def refresh(self, index: int, latent: Tensor, embeds: Tensor) -> None:
         """Keep keys and values of the clean chunk; forget what no later chunk attends to."""
@@ -56,7 +63,7 @@ class Rollout:
         self.cache = {entry: kv for entry, kv in self.cache.items() if entry in later}
 
     def _call(
-        self, index: int, latent: Tensor, timestep: int, embeds: Tensor
+        self, index: int, latent: Tensor, timestep: float, embeds: Tensor
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         B, C = latent.shape[:2]
         times = torch.full((B, C), float(timestep), device=latent.device)
@@ -64,9 +71,7 @@ class Rollout:
         history = [self.cache[entry] for entry in self.layout.windows[index]]
         keys, values = ([_joined(parts, B, latent, self.dit) for parts in self._layers(history, s)]
                         for s in (0, 1))  # fmt: skip
-        return self.dit(
-            latent, times, positions + self.layout.positions[index], embeds, keys, values
-        )
+        return self.dit(latent, times, positions + self.positions[index], embeds, keys, values)
 
     def _layers(self, history: list, side: int) -> list[list[Tensor]]:
         return [[kv[side][i] for kv in history] for i in range(self.dit.config.num_layers)]
@@ -98,7 +103,8 @@ def generate(
     scenes = [cues(script, chunks, stream.scene_cut_prefix) for script in scripts]
     cuts = [k for k, cue in enumerate(scenes[0]) if cue.scene_cut]
     whole = layout(stream, 0, chunks, cuts[0] if cuts else None)
-    roll, latents, embeds = Rollout(dit, whole, {}), [], {}
+    roll = Rollout(dit, whole, position_tensor(whole, device))
+    latents, embeds = [], {}
     random = torch.Generator().manual_seed(seed)
     shape = (len(scripts), stream.frames_per_chunk, config.dit.in_dim, *config.latent_hw)
     for chunk in range(chunks):

@@ -1,4 +1,4 @@
-"""Forward and backward of a loss, replayed as one CUDA graph per kind of batch.
+"""Work on a batch, replayed as one CUDA graph per kind of batch.
 
 What the host does per kernel is then done once, and a step costs what its kernels cost.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Loss = Callable[..., tuple[Tensor, ...]]
+Work = Callable[..., tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -21,44 +21,43 @@ class Captured:
 
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    numbers: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 class Steps:
-    """Runs losses and their gradients, which add up in place where `Masters` keeps them.
+    """Runs work on batches, as CUDA graphs if `graphs`.
 
-    Without `graphs`, plainly. With them the first batch of a kind runs plainly as well, since
-    libraries choose their algorithms then; the second is captured.
+    The first batch of a kind runs plainly in any case, since libraries choose their algorithms
+    then; the second is captured. Gradients add up where `Masters` keeps them.
     """
 
     def __init__(self, *, graphs: bool) -> None:
         self.graphs = graphs
         self.captured: dict[Hashable, Captured | None] = {}
-        # One pool for all: only one of them runs at a time, and what it leaves is read at once.
+        # One pool for all: only one of them runs at a time, and what it leaves is copied at once.
         self.pool = torch.cuda.graph_pool_handle() if graphs else None
 
     def __call__(
-        self, kind: Hashable, inputs: tuple[Tensor, ...], loss: Loss
+        self, kind: Hashable, inputs: tuple[Tensor, ...], work: Work
     ) -> tuple[Tensor, ...]:
-        """The numbers of `loss(*inputs)`, whose first one is what the gradients are of.
-
-        Batches of one `kind` have inputs of the same shapes and a loss that does the same.
+        """`work(*inputs)`. Batches of one `kind` have inputs of the same shapes and the same work:
+        it must not depend on anything else that changes, nor wait for the device.
         """
         if not self.graphs or kind not in self.captured:
             self.captured[kind] = None
-            return _forward_backward(inputs, loss)
-        captured = self.captured[kind] or self._capture(inputs, loss)
+            return work(*inputs)
+        captured = self.captured[kind] or self._capture(inputs, work)
         self.captured[kind] = captured
         for static, new in zip(captured.inputs, inputs, strict=True):
             static.copy_(new)
         captured.graph.replay()
-        return tuple(number.clone() for number in captured.numbers)
+        return tuple(output.clone() for output in captured.outputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...], loss: Loss) -> Captured:
+    def _capture(self, inputs: tuple[Tensor, ...], work: Work) -> Captured:
         graph, static = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in inputs)
         with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream()):
-            numbers = _forward_backward(static, loss)
-        return Captured(graph, static, numbers)
+            outputs = work(*static)
+        return Captured(graph, static, outputs)
 
 
 @contextmanager
@@ -71,7 +70,8 @@ def own_stream(device: str) -> Iterator[None]:
         yield
 
 
-def _forward_backward(inputs: tuple[Tensor, ...], loss: Loss) -> tuple[Tensor, ...]:
+def gradients(loss: Work, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The numbers of `loss(*inputs)`, after adding the gradients of the first one."""
     first, *others = loss(*inputs)
     first.backward()
     return (first.detach(), *(number.detach() for number in others))

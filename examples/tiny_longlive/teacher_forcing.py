@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from examples.tiny_longlive.layouts import Layout
+from examples.tiny_longlive.layouts import Layout, position_tensor
 from llvq.models.dit import Attention, Block, CausalWanDit, attend, sinusoid
 from llvq.models.rope import rope_tables
 
@@ -131,7 +131,8 @@ class TeacherForcing:
         attn, G = block.self_attn, len(plan.owners)
         q = self.normed_rope(attn.q(y), attn.norm_q.weight, *rope, attn.norm_q.eps)
         k = self.normed_rope(attn.k(y), attn.norm_k.weight, *rope, attn.norm_k.eps)
-        q, k, v = (part.unflatten(1, (G, -1)).unbind(1) for part in (q, k, attn.split_heads(attn.v(y))))
+        v = attn.split_heads(attn.v(y))
+        q, k, v = (part.unflatten(1, (G, -1)).unbind(1) for part in (q, k, v))
         x = gated(x, attn.o(_windowed(q, k, v, plan.seen)), gate1)
         cross = block.cross_attn
         q = _heads(cross, cross.q(block.norm3(x)), cross.norm_q)
@@ -139,11 +140,6 @@ class TeacherForcing:
         x = x + cross.o(_prompted(q, k, v, plan.prompts))
         y = block.ffn(self.modulated(x, scale2, shift2, block.eps))
         return gated(x, y, gate2)
-
-
-def position_tensor(layout: Layout, device: torch.device | str) -> Tensor:
-    """The temporal position of the first frame of each entry, fp64."""
-    return torch.tensor(layout.positions, dtype=torch.float64).to(device)
 
 
 def modulated(x: Tensor, scale_BGE: Tensor, shift_BGE: Tensor, eps: float) -> Tensor:
@@ -223,7 +219,8 @@ def _prompted(q: Tensor, k: Tensor, v: Tensor, prompts: Sequence[int]) -> Tensor
     outs: list[Tensor | None] = [None] * len(prompts)
     for prompt in sorted(set(prompts)):
         members = [index for index, own in enumerate(prompts) if own == prompt]
-        attended = attend(torch.cat([chunks[i] for i in members], 1), k[:, prompt], v[:, prompt])
-        for index, out in zip(members, attended.unflatten(1, (len(members), -1)).unbind(1), strict=True):
+        queries = torch.cat([chunks[i] for i in members], 1)
+        attended = attend(queries, k[:, prompt], v[:, prompt]).unflatten(1, (len(members), -1))
+        for index, out in zip(members, attended.unbind(1), strict=True):
             outs[index] = out
     return torch.cat([out for out in outs if out is not None], dim=1)

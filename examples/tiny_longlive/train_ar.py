@@ -16,9 +16,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from examples.tiny_longlive.flow import Denoiser, Places, flow_loss
+from examples.tiny_longlive.flow import Denoiser, Places, flow_loss, places_loss
 from examples.tiny_longlive.latents import Samples, draw_samples
-from examples.tiny_longlive.layouts import Layout, layout, sample_layout
+from examples.tiny_longlive.layouts import Layout, layout, position_tensor, sample_layout
 from examples.tiny_longlive.model import (
     new_dit,
     new_text_encoder,
@@ -29,8 +29,8 @@ from examples.tiny_longlive.model import (
 )
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
 from examples.tiny_longlive.samples import write_samples
-from examples.tiny_longlive.steps import Steps, own_stream
-from examples.tiny_longlive.teacher_forcing import TeacherForcing, position_tensor
+from examples.tiny_longlive.steps import Steps, Work, gradients, own_stream
+from examples.tiny_longlive.teacher_forcing import TeacherForcing
 from examples.tiny_longlive.validation import held_out
 from examples.tiny_longlive.weights import Masters, frozen, rate_scale
 from llvq.models.config import ModelConfig
@@ -42,6 +42,7 @@ RUN_CHUNKS = 5  # trained chunks of a sample
 COPIES = 3  # of each, at noise levels of their own: its clean history is computed once for all
 LONGEST = 96  # chunks of the longest video: 64 seconds
 OPENINGS_ONLY = 0.12  # of the phase: first what the prompt means, then how it goes on
+PLACES_STEPS = 300  # with which the phase begins
 RATE, MEAN = 1e-3, 0.999
 HELD_OUT_SEED = 10_000_000
 
@@ -100,15 +101,17 @@ def train(
 ) -> None:
     """Every step an opening and a run, at first two openings. `save` is called with the mean."""
     masters = Masters(model.modules, rate=rate, muon=True, ema=MEAN)
-    going = True
+    if progress.part[0] == 1:
+        learn_places(model, masters, steps, pool)
+        progress.note(places="learned")
+    shift, going = pool.config.stream.shift, True
     while going:
         if progress.step % renew_every == renew_every - 1:
             pool.renew()
         run, opening = pool.choose()
         if progress.fraction < OPENINGS_ONLY:
             run = pool.choose()[1]
-        shift = pool.config.stream.shift
-        numbers = [gradients(model, steps, samples, shift) for samples in (opening, run)]
+        numbers = [learn_flow(model, steps, samples, shift) for samples in (opening, run)]
         norm = masters.step(rate_scale(progress.fraction, progress.local))
         going = progress.advance(
             100, opening=numbers[0][1], run=numbers[1][1], places=numbers[0][2], grad=norm
@@ -120,16 +123,28 @@ def train(
     masters.use_mean()
 
 
-def gradients(
-    model: Denoiser, steps: Steps, samples: Samples, shift: float
-) -> tuple[Tensor, ...]:
+def learn_places(
+    model: Denoiser, masters: Masters, steps: Steps, pool: Pool, count: int = PLACES_STEPS
+) -> None:
+    """Where a token is, from pure noise: before all else, since little can be learned without."""
+    for step in range(count):
+        samples = pool.choose()[1]
+        learn(steps, "places", samples, partial(places_loss, model, samples.layout))
+        masters.step(min((step + 1) / 20, 1.0))
+
+
+def learn_flow(model: Denoiser, steps: Steps, samples: Samples, shift: float) -> tuple[Tensor, ...]:
     """The numbers of `flow_loss` on `samples`, and its gradients where the masters look."""
+    copies = COPIES if len(samples.layout.chunks) > 1 else 1
+    return learn(steps, "flow", samples, partial(flow_loss, model, samples.layout, shift, copies))
+
+
+def learn(steps: Steps, name: str, samples: Samples, loss: Work) -> tuple[Tensor, ...]:
     layout = samples.layout
-    copies = COPIES if len(layout.chunks) > 1 else 1
-    kind = layout.windows, layout.prompts, samples.latents.shape
+    kind = name, layout.windows, layout.prompts, samples.latents.shape
     positions = position_tensor(layout, samples.latents.device)
     inputs = samples.latents, samples.ids, samples.mask, positions
-    return steps(kind, inputs, partial(flow_loss, model, layout, shift, copies))
+    return steps(kind, inputs, partial(gradients, loss))
 
 
 def new_or_read(folder: Path, config: ModelConfig, part: int) -> tuple[CausalWanDit, TextEncoder]:

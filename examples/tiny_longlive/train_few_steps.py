@@ -1,42 +1,54 @@
 """Phase 3: 4 and 2 steps that are as good as many, by distribution matching on own rollouts.
 
-    python -m examples.tiny_longlive.train_few_steps --out runs/tiny --seconds 400
+    python -m examples.tiny_longlive.train_few_steps --teacher runs/tiny --out runs/tiny-few
 
 The generator rolls out with the steps and the cache of inference. A frozen teacher and a critic
 that follows the generator each say where a noised sample comes from; the generator moves by the
-difference (longlive2.md section 7.3; Yin et al. 2024). `--out` holds the result of phase 2.
+difference (longlive2.md section 7.3; Yin et al. 2024). `--teacher` holds the results of phases 1
+and 2; `--out` becomes a checkpoint of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from random import Random
 
 import torch
 from torch import Tensor
 
+from examples.tiny_longlive.flow import embed, no_words, noise_levels
 from examples.tiny_longlive.latents import Samples
-from examples.tiny_longlive.layouts import layout, sample_layout
-from examples.tiny_longlive.model import read_denoiser, read_vae, tiny_longlive, write_denoiser
-from examples.tiny_longlive.progress import Progress
+from examples.tiny_longlive.layouts import Layout, position_tensor, sample_layout
+from examples.tiny_longlive.model import (
+    VAE_FILE,
+    read_denoiser,
+    read_vae,
+    tiny_longlive,
+    write_denoiser,
+)
+from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
 from examples.tiny_longlive.rollout import Rollout
 from examples.tiny_longlive.samples import write_samples
+from examples.tiny_longlive.steps import Steps, gradients, own_stream
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
-from examples.tiny_longlive.flow import embed, noise_levels
 from examples.tiny_longlive.train_ar import LONGEST, Pool
 from examples.tiny_longlive.weights import Masters, frozen
 from llvq.models.text import TextEncoder
-from llvq.runtime.sampler import schedule
+from llvq.runtime.sampler import Schedule, schedule
 
 CHUNKS = 4  # of a rollout
 OPENING_SHARE = 0.5
 STEP_COUNTS = (4, 4, 2)  # drawn from
 CRITIC_UPDATES = 3
+CRITIC_FIRST = 60  # updates of the critic alone, with which a part begins
 RATES = {"generator": 5e-5, "critic": 2e-4}
 LEVELS = (0.02, 0.98)
+GUIDANCE = 1.0  # how far beyond the prompt's x0 the teacher goes, away from that without words
 
 
 @dataclass(frozen=True)
@@ -49,68 +61,93 @@ class Models:
 
 
 @dataclass(frozen=True)
-class Rolled:
-    """A rollout: context, all chunks (given, then own); the own chunks before a chosen step."""
+class Made:
+    """What the own chunks of a rollout come after: its chunks, embeddings and positions."""
 
+    layout: Layout
     context: Tensor
-    inputs: Tensor
-    sigma: float
-    timestep: int
+    embeds: Tensor
+    position: Tensor
+
+    def velocity(self, model: TeacherForcing, noisy: Tensor, timestep: Tensor) -> Tensor:
+        return model(self.context, noisy, timestep, self.embeds, self.layout, self.position)
 
 
 @torch.no_grad()
-def roll(models: Models, samples: Samples, embeds: Tensor, shift: float, random: Random) -> Rolled:
-    """The generator's own continuation of the given chunks."""
-    plan = schedule(random.choice(STEP_COUNTS), shift)
-    step = random.randrange(len(plan.timesteps))
-    layout = samples.layout
-    rollout = Rollout(models.generator.dit, layout, {})
-    chunks, inputs = [], []
+def roll(
+    models: Models,
+    layout: Layout,
+    plan: Schedule,
+    latents: Tensor,
+    embeds: Tensor,
+    position: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The generator's own continuation of the given chunks, with the cache of inference.
+
+    Returns all chunks [B, n, C, ...] (given, then own), the own ones before each step
+    [steps, B, m, C, ...] and, in fp32, the x0 that each step sees in them.
+    """
+    rollout = Rollout(models.generator.dit, layout, position)
+    chunks, inputs, seen = [], [], []
     for index in range(len(layout.chunks)):
-        prompt = embeds[:, layout.prompts[index]]
-        latent = samples.latents[:, index]
+        prompt, latent = embeds[:, layout.prompts[index]], latents[:, index]
         if index >= layout.given:
             denoised = rollout.denoise(index, plan, torch.randn_like(latent), prompt)
-            inputs.append(denoised.inputs[step])
+            inputs.append(torch.stack(denoised.inputs))
+            seen.append(torch.stack(denoised.seen))
             latent = denoised.x0
         if index + 1 < len(layout.chunks):
             rollout.refresh(index, latent, prompt)
         chunks.append(latent)
-    return Rolled(
-        torch.stack(chunks, 1), torch.stack(inputs, 1), plan.sigmas[step], plan.timesteps[step]
-    )
-
-
-def sample_of(models: Models, rolled: Rolled, embeds: Tensor, samples: Samples) -> Tensor:
-    """The generator's x0 of the own chunks, from the chosen step, fp32 and with gradients."""
-    shape = rolled.inputs.shape[:2]
-    timestep = torch.full(shape, float(rolled.timestep), device=rolled.inputs.device)
-    velocity = models.generator(rolled.context, rolled.inputs, timestep, embeds, samples.layout)
-    return rolled.inputs.float() - rolled.sigma * velocity.float()
+    return torch.stack(chunks, 1), torch.stack(inputs, 2), torch.stack(seen, 2)
 
 
 def matching_loss(
-    models: Models, x0: Tensor, context: Tensor, embeds: Tensor, samples: Samples, shift: float
-) -> Tensor:
-    """Its gradient by x0 is the critic's x0 minus the teacher's, scaled as in DMD."""
+    models: Models,
+    layout: Layout,
+    shift: float,
+    context: Tensor,
+    inputs: Tensor,
+    step: Tensor,
+    embeds: Tensor,
+    wordless: Tensor,
+    position: Tensor,
+) -> tuple[Tensor]:
+    """Its gradient by the generator's x0 is the critic's x0 minus the teacher's, scaled as in DMD.
+
+    The generator's x0 of the own chunks is what it sees in `inputs`, the latents before `step`
+    (fp32: sigma, timestep). wordless: embeddings of the same prompts without words.
+    """
+    made, wordless_made = (Made(layout, context, e, position) for e in (embeds, wordless))
+    velocity = made.velocity(models.generator, inputs, step[1].expand(inputs.shape[:2]))
+    x0 = inputs.float() - step[0] * velocity.float()
     with torch.no_grad():
         noisy, level, timestep, _ = renoise(x0, shift, context.dtype, per_chunk=False)
-        fake, real = (
-            noisy.float() - level * m(context, noisy, timestep, embeds, samples.layout).float()
-            for m in (models.critic, models.teacher)
-        )
+        fake, real, plain = (
+            noisy.float() - level * history.velocity(model, noisy, timestep).float()
+            for model, history in (
+                (models.critic, made), (models.teacher, made), (models.teacher, wordless_made)
+            )
+        )  # fmt: skip
+        real = real + GUIDANCE * (real - plain)
         size = (x0 - real).abs().mean((2, 3, 4, 5), keepdim=True).clamp(min=0.02)
         target = x0 - (fake - real) / size
-    return 0.5 * (x0 - target).square().mean()
+    return (0.5 * (x0 - target).square().mean(),)
 
 
 def critic_loss(
-    models: Models, x0: Tensor, context: Tensor, embeds: Tensor, samples: Samples, shift: float
-) -> Tensor:
-    """Flow matching on what the generator made."""
+    models: Models,
+    layout: Layout,
+    shift: float,
+    context: Tensor,
+    x0: Tensor,
+    embeds: Tensor,
+    position: Tensor,
+) -> tuple[Tensor]:
+    """Flow matching on what the generator made: its fp32 `x0` of the own chunks."""
     noisy, _, timestep, noise = renoise(x0, shift, context.dtype, per_chunk=True)
-    velocity = models.critic(context, noisy, timestep, embeds, samples.layout)
-    return (velocity.float() - (noise - x0)).square().mean()
+    velocity = Made(layout, context, embeds, position).velocity(models.critic, noisy, timestep)
+    return ((velocity.float() - (noise - x0)).square().mean(),)
 
 
 def renoise(
@@ -128,71 +165,130 @@ def renoise(
 class RolloutPool(Pool):
     """Shorter samples than those of teacher forcing: what is given, and room to continue."""
 
-    def choose(self) -> Samples:
-        kind = self.openings if self.random.random() < OPENING_SHARE else self.runs
-        return self.random.choice(kind)
-
-    def _run(self) -> Samples:
+    def draw_run(self) -> Samples:
         return self._draw(sample_layout(self.config.stream, CHUNKS, LONGEST, self.random),
                           self.clips)  # fmt: skip
 
-    def _opening(self) -> Samples:
-        return self._draw(layout(self.config.stream, 0, 1), self.clips * CHUNKS)
 
+class Matching:
+    """One step of the phase after another: a rollout, the critic on it, the generator."""
 
-def train(models: Models, text: TextEncoder, pool: Pool, progress: Progress) -> None:
-    parts = {"generator": models.generator.dit, "critic": models.critic.dit}
-    masters = {
-        name: Masters([part], rate=RATES[name], betas=(0.0, 0.99), ema=0.98)
-        for name, part in parts.items()
-    }
-    shift, going = pool.config.stream.shift, True
-    while going:
-        samples = pool.choose()
-        with torch.no_grad():
-            embeds = embed(text, samples.ids, samples.mask, samples.layout)
-        rolled = roll(models, samples, embeds, shift, pool.random)
-        x0 = sample_of(models, rolled, embeds, samples)
-        made = x0.detach()
-        scale = min(1.0, (progress.step + 1) / 20)
-        for _ in range(CRITIC_UPDATES):
-            loss = critic_loss(models, made, rolled.context, embeds, samples, shift)
-            loss.backward()
-            masters["critic"].step(scale)
-        matching = matching_loss(models, x0, rolled.context, embeds, samples, shift)
-        matching.backward()
-        # Slower to the end, so that the mean settles.
-        masters["generator"].step(scale * max(1 - progress.fraction, 0.1))
-        going = progress.advance(
-            25, critic=loss.detach(), matching=matching.detach(), spread=made.std()
+    def __init__(self, models: Models, text: TextEncoder, steps: Steps, shift: float) -> None:
+        self.models, self.text, self.steps, self.shift = models, text, steps, shift
+        parts = {"generator": models.generator.dit, "critic": models.critic.dit}
+        self.masters = {
+            name: Masters([part], rate=RATES[name], betas=(0.0, 0.99), ema=0.98)
+            for name, part in parts.items()
+        }
+
+    def step(
+        self, samples: Samples, plan: Schedule, chosen: int, scale: float
+    ) -> dict[str, Tensor]:
+        """Roll out with `plan`, and match the x0 that its step `chosen` sees.
+
+        scale: of the generator's rate; at 0 only the critic learns.
+        """
+        layout, latents = samples.layout, samples.latents
+        kind = layout.windows, layout.prompts, latents.shape
+        position = position_tensor(layout, latents.device)
+        embeds, wordless = self._embeds(samples)
+        context, inputs, seen = self.steps(
+            ("roll", len(plan.timesteps), kind),
+            (latents, embeds, position),
+            partial(roll, self.models, layout, plan),
         )
-    masters["generator"].use_mean()
+        made = seen[chosen]
+        loss = partial(critic_loss, self.models, layout, self.shift)
+        for _ in range(CRITIC_UPDATES):
+            critic = self.steps(
+                ("critic", kind), (context, made, embeds, position), partial(gradients, loss)
+            )
+            self.masters["critic"].step()
+        numbers = {"critic": critic[0], "spread": made.std()}
+        if scale:
+            now = torch.tensor([plan.sigmas[chosen], plan.timesteps[chosen]]).to(latents.device)
+            loss = partial(matching_loss, self.models, layout, self.shift)
+            given = context, inputs[chosen], now, embeds, wordless, position
+            matching = self.steps(("matching", kind), given, partial(gradients, loss))
+            self.masters["generator"].step(scale)
+            numbers["matching"] = matching[0]
+        return numbers
+
+    @torch.no_grad()
+    def _embeds(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Of the prompts, and of the same without words."""
+        with_words, without = (
+            embed(self.text, ids, samples.mask, samples.layout)
+            for ids in (samples.ids, no_words(samples.ids))
+        )
+        return with_words, without
+
+
+def train(
+    matching: Matching,
+    pool: Pool,
+    progress: Progress,
+    save: Callable[[], None],
+    *,
+    renew_every: int = 8,
+) -> None:
+    """First only the critic, which is new; at the end slower, so that the mean settles.
+
+    `save` is called with the mean of the generator.
+    """
+    generator, going = matching.masters["generator"], True
+    while going:
+        if progress.step % renew_every == renew_every - 1:
+            pool.renew()
+        samples = pool.choose()[pool.random.random() < OPENING_SHARE]
+        plan = schedule(pool.random.choice(STEP_COUNTS), matching.shift)
+        chosen = pool.random.randrange(len(plan.timesteps))
+        warm = min(max(progress.step - CRITIC_FIRST, 0) / 20, 1.0)
+        scale = warm * max(1 - progress.fraction, 0.1)
+        numbers = matching.step(samples, plan, chosen, scale)
+        going = progress.advance(25, **numbers)
+        if progress.save_is_due() or not going:
+            generator.use_mean()
+            save()
+            generator.use_masters()
+    generator.use_mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=400)
-    parser.add_argument("--steps", type=int, help="instead of seconds: exactly reproducible")
-    parser.add_argument("--clips", type=int, default=48, help="per step")
-    parser.add_argument("--runs", type=int, default=60, help="steps whose samples are held")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--compile", action="store_true")
+    add_arguments(parser, seconds=500)
+    parser.add_argument("--teacher", type=Path, required=True, help="the folder of phase 2")
+    parser.add_argument("--clips", type=int, default=48, help="videos of a rollout, per step")
+    parser.add_argument("--openings", type=int, default=192, help="first chunks, per step")
+    parser.add_argument("--pool", type=int, default=48, help="batches of either that are held")
+    parser.add_argument("--compile", action="store_true", help="fuse what is around products")
+    parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
+    part, seed = args.part[0], part_seed(args)
+    torch.manual_seed(seed)
     config = tiny_longlive()
-    vae = read_vae(args.out, config).to(args.device, torch.bfloat16)
-    dit, text = (m.to(args.device, torch.bfloat16) for m in read_denoiser(args.out, config))
-    teacher, critic = copy.deepcopy(dit), copy.deepcopy(dit)
+    progress = Progress(args.out / "few_steps.jsonl", seconds=args.seconds, steps=args.steps,
+                        part=args.part)  # fmt: skip
+    vae = read_vae(args.teacher, config).to(args.device, torch.bfloat16)
+    for name in (VAE_FILE, "vae_config.json"):
+        shutil.copy(args.teacher / name, args.out / name)
+    teacher, text = (m.to(args.device, torch.bfloat16) for m in read_denoiser(args.teacher, config))
+    begun = args.teacher if part == 1 else args.out
+    dit = read_denoiser(begun, config)[0].to(args.device, torch.bfloat16)
+    critic = copy.deepcopy(teacher)
     frozen([vae, text, teacher])
     models = Models(*(TeacherForcing(m, compiled=args.compile) for m in (dit, teacher, critic)))
-    pool = RolloutPool(vae, config, args.seed + 1, args.clips)
-    pool.fill(args.runs, max(args.runs // 2, 1))
-    progress = Progress(args.out / "few_steps.jsonl", seconds=args.seconds, steps=args.steps)
-    train(models, text, pool, progress)
-    write_denoiser(args.out, config, dit.state_dict(), text.state_dict())
-    write_samples(args.out, "few", config, dit, text, vae, (4, 2))
+
+    def save() -> None:
+        write_denoiser(args.out, config, dit.state_dict(), text.state_dict())
+
+    with own_stream(args.device):
+        pool = RolloutPool(vae, config, seed + 1, clips=args.clips, openings=args.openings)
+        pool.fill(args.pool, args.pool)
+        progress.note(pool=args.pool)
+        matching = Matching(models, text, Steps(graphs=args.graphs), config.stream.shift)
+        train(matching, pool, progress, save)
+        write_samples(args.out, f"few-part{part}", config, dit, text, vae, (4, 2))
     progress.note(done=True)
 
 

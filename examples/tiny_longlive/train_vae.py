@@ -18,7 +18,7 @@ from examples.tiny_longlive import data
 from examples.tiny_longlive.model import read_vae, tiny_longlive, write_vae
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
 from examples.tiny_longlive.sheets import write_sheet
-from examples.tiny_longlive.steps import Steps, own_stream
+from examples.tiny_longlive.steps import Steps, gradients, own_stream
 from examples.tiny_longlive.weights import Masters, rate_scale
 from llvq.models.vae import WanVae
 from llvq.models.vae_causal import StartState
@@ -118,7 +118,7 @@ def train(
         whole = progress.fraction > WHOLE_FROM
         count, side = (max(batch // 4, 1), data.SIZE) if whole else (batch, crop)
         video = clips.crops(count, side)
-        loss, error = steps(video.shape, (video,), partial(vae_loss, vae))
+        loss, error = steps(video.shape, (video,), partial(gradients, partial(vae_loss, vae)))
         norm = masters.step(rate_scale(progress.fraction, progress.local))
         going = progress.advance(100, loss=loss, l1=error, grad=norm)
         if progress.save_is_due() or not going:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 ALIGN = 8  # elements: every parameter starts at a multiple of 16 bytes
 MOMENTUM, DECAY = 0.95, 0.01  # of Muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-EPS = 1e-8  # of AdamW
+EPS = 1e-8  # of Adam
+# Of denoiser, text encoder and VAE: parts of the names of what is neither first nor last.
+INSIDE = ("blocks.", "encoder.block.", "samples.", ".middle.")
 
 
 class Masters:
@@ -75,8 +77,9 @@ class Masters:
         first, second = self.first[self.rest], self.second
         first.lerp_(grad, 1 - self.betas[0])
         second.lerp_(grad.square(), 1 - self.betas[1])
-        size = (second / (1 - self.betas[1] ** self.steps)).sqrt_().add_(EPS)
-        self.master[self.rest].addcdiv_(first, size, value=-rate / (1 - self.betas[0] ** self.steps))
+        biases = [1 - beta**self.steps for beta in self.betas]
+        size = (second / biases[1]).sqrt_().add_(EPS)
+        self.master[self.rest].addcdiv_(first, size, value=-rate / biases[0])
 
     @torch.no_grad()
     def use_mean(self) -> None:
@@ -155,5 +158,5 @@ def _as_matrix(parameter: Tensor) -> tuple[int, int]:
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
     """A layer inside of a network: neither an embedding nor one of its ends."""
-    inside = name.startswith(("blocks.", "encoder.block.")) or "samples." in name or "middle." in name
+    inside = any(part in name for part in INSIDE)
     return inside and parameter.ndim in (2, 4, 5) and "relative_attention_bias" not in name

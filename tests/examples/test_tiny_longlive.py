@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
 
 from examples.tiny_longlive import captions, data
+from examples.tiny_longlive.flow import Denoiser, Places, flow_loss
 from examples.tiny_longlive.latents import Samples, prompts_of, stretches_of
-from examples.tiny_longlive.layouts import Layout, layout
+from examples.tiny_longlive.layouts import Layout, layout, position_tensor
 from examples.tiny_longlive.model import (
     new_dit,
     new_text_encoder,
@@ -22,22 +22,17 @@ from examples.tiny_longlive.model import (
     write_vae,
 )
 from examples.tiny_longlive.rollout import Rollout
-from examples.tiny_longlive.teacher_forcing import TeacherForcing, position_tensor
+from examples.tiny_longlive.steps import Steps
+from examples.tiny_longlive.teacher_forcing import TeacherForcing
 from examples.tiny_longlive.tokens import encode
-from examples.tiny_longlive.flow import Denoiser, Places, embed, flow_loss
-from examples.tiny_longlive.train_few_steps import (
-    Models,
-    critic_loss,
-    matching_loss,
-    roll,
-    sample_of,
-)
+from examples.tiny_longlive.train_few_steps import Made, Matching, Models, roll
 from examples.tiny_longlive.train_vae import Clips, vae_loss
 from examples.tiny_longlive.weights import Masters, frozen
 from llvq.checkpoints.model import open_model
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
 from llvq.models.vae import WanVae
+from llvq.runtime.sampler import schedule
 
 LAYOUTS = [(0, 3, None), (0, 3, 1), (30, 2, None), (30, 2, 31), (30, 2, 20)]
 
@@ -134,7 +129,7 @@ def test_one_pass_gives_what_the_denoiser_gives_chunk_by_chunk(case: tuple) -> N
         torch.nn.init.normal_(parameter, std=0.1)
     noisy = torch.randn_like(samples.latents[:, chosen.given :])
     times, embeds = torch.full(noisy.shape[:2], 500.0), torch.randn(2, 3, 64, 32)
-    rollout = Rollout(dit, chosen, {})
+    rollout = Rollout(dit, chosen, position_tensor(chosen, "cpu"))
     with torch.no_grad():
         at_once = TeacherForcing(dit)(samples.latents, noisy, times, embeds, chosen)
         for index, prompt in enumerate(chosen.prompts):
@@ -179,32 +174,67 @@ def test_teacher_forcing_lowers_the_loss() -> None:
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
 
 
-def test_distribution_matching_moves_towards_the_teacher() -> None:
+def few_step_models(config: ModelConfig) -> Models:
     """A generator and its critic that both differ from the teacher by a shift of the head."""
-    torch.manual_seed(0)
-    config = toy()
-    samples = toy_samples(config, layout(config.stream, 0, 2))
-    teacher, text = new_dit(config), new_text_encoder(config)
-    frozen([teacher, text])
+    teacher = new_dit(config)
+    frozen([teacher])
     generator = copy.deepcopy(teacher).requires_grad_(True)
     torch.nn.init.constant_(generator.head.head.bias, 0.5)
-    critic = copy.deepcopy(generator)
-    models = Models(*map(TeacherForcing, (generator, teacher, critic)))
-    masters = Masters([generator], rate=1e-3)
-    embeds = embed(text, samples.ids, samples.mask, samples.layout)
+    return Models(*map(TeacherForcing, (generator, teacher, copy.deepcopy(generator))))
+
+
+def test_distribution_matching_moves_towards_the_teacher() -> None:
+    torch.manual_seed(0)
+    config = toy()
+    chosen = layout(config.stream, 0, 2)
+    samples, plan = toy_samples(config, chosen), schedule(4, config.stream.shift)
+    models, text = few_step_models(config), new_text_encoder(config)
+    matching = Matching(models, text, Steps(graphs=False), config.stream.shift)
+    matching.masters = {
+        "generator": Masters([models.generator.dit], rate=1e-3),
+        "critic": Masters([models.critic.dit], rate=1e-3),
+    }
     for step in range(5):
-        rolled = roll(models, samples, embeds, config.stream.shift, Random(step))
-        x0 = sample_of(models, rolled, embeds, samples)
-        matching_loss(models, x0, rolled.context, embeds, samples, config.stream.shift).backward()
-        masters.step()
-    times = torch.full(rolled.inputs.shape[:2], 500.0)
-    velocity = models.generator(rolled.context, rolled.inputs, times, embeds, samples.layout)
-    # The teacher's is 0, and the generator's was 0.5 everywhere. Few steps: the critic, which says
-    # where the generator is, does not follow here.
-    assert 0.0 < velocity.mean() < 0.48
-    loss = critic_loss(models, x0.detach(), rolled.context, embeds, samples, 5.0)
-    loss.backward()
-    assert loss > 0 and critic.head.head.bias.grad is not None
+        numbers = matching.step(samples, plan, step % 4, 1.0)
+    assert set(numbers) == {"critic", "matching", "spread"}
+    bias = models.generator.dit.head.head.bias
+    # The teacher's is 0, and the generator's was 0.5 everywhere; the critic follows it.
+    assert 0.3 < bias.mean() < 0.498
+    assert models.critic.dit.head.head.bias.mean() != 0.5
+    assert (models.teacher.dit.head.head.bias == 0).all()
+
+
+def test_only_the_critic_learns_at_first() -> None:
+    torch.manual_seed(0)
+    config = toy()
+    models = few_step_models(config)
+    matching = Matching(models, new_text_encoder(config), Steps(graphs=False), 5.0)
+    before = copy.deepcopy(models.generator.dit.state_dict())
+    matching.step(toy_samples(config, layout(config.stream, 0, 1)), schedule(2, 5.0), 0, 0.0)
+    after = models.generator.dit.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(models.critic.dit.head.head.bias, before["head.head.bias"])
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_what_a_step_of_a_rollout_sees_is_what_one_pass_sees(steps: int) -> None:
+    """So a rollout's x0 is the generator's, and its gradient can be taken in one pass."""
+    torch.manual_seed(0)
+    config = toy()
+    chosen = layout(config.stream, 30, 2, 31)
+    samples, plan = toy_samples(config, chosen), schedule(steps, config.stream.shift)
+    dit, position = CausalWanDit(config.dit), position_tensor(chosen, "cpu")
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    models, embeds = Models(*[TeacherForcing(dit)] * 3), torch.randn(2, 3, 64, 32)
+    context, inputs, seen = roll(models, chosen, plan, samples.latents, embeds, position)
+    made = Made(chosen, context, embeds, position)
+    for step, (sigma, timestep) in enumerate(zip(plan.sigmas, plan.timesteps, strict=False)):
+        times = torch.full(inputs.shape[1:3], float(timestep))
+        velocity = made.velocity(models.generator, inputs[step], times)
+        assert torch.allclose(inputs[step] - sigma * velocity, seen[step], atol=2e-5)
+    # The last step of UniPC ends at the x0 that it sees.
+    assert torch.allclose(seen[-1], context[:, chosen.given :], atol=2e-5)
 
 
 def test_llvq_reads_what_is_written(tmp_path: Path) -> None:
