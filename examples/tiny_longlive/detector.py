@@ -197,14 +197,12 @@ def _fit(
 
     First where, roughly: half of an object may be hidden, and the point is the mean of the rest.
     """
-    coarse = templates(
-        2 * CELL, SIDE // 2, RADII[1::2], 3, (-18.0, -12.0, -6.0, 0.0, 6.0, 12.0, 18.0)
-    )
+    coarse = templates(2 * CELL, SIDE // 2, RADII[1::2], 3, (-18, -12, -6, 0, 6, 12, 18))
     seen, cared = _crop(mask, point), _crop(care, point)
     score, which = agreement(*(F.avg_pool2d(t, 2).flatten(1) for t in (seen, cared)), coarse)
     best = which.gather(1, score.argmax(1, keepdim=True))[:, 0]
     point = _middle(point) + coarse.centre[best]
-    fine = templates(CELL, SIDE, RADII, 6, (-3.0, 0.0, 3.0))
+    fine = templates(CELL, SIDE, RADII, 6, (-3, 0, 3))
     seen, cared = _crop(mask, point), _crop(care, point)
     score, which = agreement(seen.flatten(1), cared.flatten(1), fine)
     best = which.gather(1, score.argmax(1, keepdim=True))[:, 0]

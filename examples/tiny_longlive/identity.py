@@ -131,11 +131,6 @@ class _Marks:
     others: Tensor
 
 
-def shots_of(prompts: Sequence[str], starts: Sequence[int]) -> list[Shot]:
-    """A shot for each prompt. Raises ValueError for a prompt outside the grammar."""
-    return [Shot(start, parse(text)) for text, start in zip(prompts, starts, strict=True)]
-
-
 def identity(
     frames: Tensor, shots: Sequence[Shot], spans: Sequence[Span] | None = None,
     fps: float = data.FPS,

@@ -6,9 +6,9 @@ Shapes: N masks, H templates (hypotheses), P pixels of a crop.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -38,31 +38,32 @@ class Templates:
 
 @cache
 def templates(
-    cell: int, side: int, radii: Sequence[float], turns: int, shifts: Sequence[float]
+    cell: int, side: int, radii: tuple[float, ...], turns: int, shifts: tuple[int, ...]
 ) -> Templates:
     """Every shape, radius and angle (`turns` of them in a period) at every pair of shifts, in a
     crop of side x side cells of cell x cell pixels each."""
-    reach = cell * side / 2
-    grid = torch.arange(-reach, reach) + 0.5
-    pixels, facts = [], []
+    extent, pixels, facts = cell * side, [], []
     for shape, name in enumerate(SHAPES):
         angles = torch.arange(turns if PERIOD[name] else 1) * (PERIOD[name] / turns)
         for radius in radii:
-            for x in shifts:
-                for y in shifts:
-                    face = _face(shape, radius, angles, grid[None, :] - x, grid[:, None] - y)
-                    pixels.append(F.avg_pool2d(face, cell).flatten(1))
-                    facts += [(shape, radius, x, y)] * len(angles)
+            wide = _face(shape, radius, angles, extent // 2 + max(shifts))
+            for x, y in product(shifts, shifts):
+                row, column = max(shifts) - y, max(shifts) - x
+                face = wide[:, row : row + extent, column : column + extent]
+                pixels.append(F.avg_pool2d(face, cell).flatten(1))
+                facts += [(shape, radius, x, y)] * len(angles)
     table = torch.tensor(facts)
     return Templates(torch.cat(pixels), table[:, 0].long(), table[:, 1], table[:, 2:])
 
 
-def _face(shape: int, radius: float, angles: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """How much of each pixel [angles, H, W] is inside, and not outline."""
-    u, v = (torch.broadcast_tensors(u, v)[i][None, None] for i in (0, 1))
+def _face(shape: int, radius: float, angles: Tensor, reach: int) -> Tensor:
+    """How much of each pixel [angles, 2 * reach, 2 * reach] is inside, and not outline."""
+    grid = torch.arange(-reach, reach) + 0.5
+    v, u = torch.meshgrid(grid, grid, indexing="ij")
     inside, rim = coverage(
-        torch.tensor([shape]), u, v, angles[None], torch.tensor(radius).view(1, 1, 1, 1)
-    )
+        torch.tensor([shape]), u[None, None], v[None, None], angles[None],
+        torch.tensor(radius).view(1, 1, 1, 1),
+    )  # fmt: skip
     return (inside * (1 - rim))[0]
 
 
