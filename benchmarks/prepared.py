@@ -26,9 +26,8 @@ from llvq.backends.triton.specialize import Launcher
 from llvq.checkpoints.random import tiny_config
 from llvq.compiler import compile_model
 from llvq.errors import LlvqError
+from llvq.lowered import lower_stages
 from llvq.models.config import LONGLIVE2_5B, ModelConfig
-from llvq.passes.lower import lower
-from llvq.passes.lowering import lower_to_numerics
 from llvq.recipe import NVFP4, KvRecipe
 from llvq.runtime.bind import bind
 from llvq.runtime.box_kernels import load_kernels
@@ -91,14 +90,12 @@ def prepare(config: ModelConfig, variant: Variant, target: str) -> Prepared:
     """Capture, rewrite and lower; no weight is read. Raises LlvqError."""
     recipe = replace(NVFP4, kv=KvRecipe(variant.kv))
     compiled = compile_model(config, recipe)
-    stages = {name: compiled.stages[name] for name in DENOISER}
-    modules = {n: graphs.load(graphs.dump(s.graph), device="meta") for n, s in stages.items()}
-    lower_to_numerics(modules, variant.numerics, recipe)
-    lower(modules, find_target(target, variant.numerics))
+    captured = {name: compiled.stages[name] for name in DENOISER}
+    stages = lower_stages(captured, recipe, find_target(target, variant.numerics)).stages
     return Prepared(
         target,
         variant,
-        {name: graphs.dump(gm) for name, gm in modules.items()},
+        {name: graphs.dump(stage.graph) for name, stage in stages.items()},
         {name: stage.inputs for name, stage in stages.items()},
         {name: stage.outputs for name, stage in stages.items()},
         compiled.facts,

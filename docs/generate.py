@@ -188,7 +188,11 @@ def _lowerings() -> Iterator[str]:
     streaming = ", ".join(f"[{step.name}](#{step.name}) ({step.numerics})"
                           for step in lowering.STREAMING)  # fmt: skip
     yield f"\nBefore all of them, for every target: {streaming}."
-    by_numerics = (step for steps in lowering.LOWERINGS.values() for step in steps)
+    for numerics, steps in lowering.PER_PROMPT.items():
+        links = [f"[{step.name}](#{step.name}) ({step.numerics})" for step in steps]
+        yield f"\nAfter those of `{numerics}`: {', '.join(links)}."
+    tables = (*lowering.LOWERINGS.values(), *lowering.PER_PROMPT.values())
+    by_numerics = (step for steps in tables for step in steps)
     for step in dict.fromkeys([*lowering.STREAMING, *by_numerics]):
         yield from _pass(step)
 

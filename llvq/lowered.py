@@ -10,7 +10,7 @@ from llvq.backends.base import Target
 from llvq.compiler import Stage
 from llvq.passes import Report
 from llvq.passes.lower import lower
-from llvq.passes.lowering import lower_to_numerics, stream_decoder
+from llvq.passes.lowering import lower_to_numerics, move_to_condition, stream_decoder
 from llvq.passes.spec import verify_graph
 from llvq.program import Level, Program
 from llvq.recipe import Recipe
@@ -36,6 +36,7 @@ def lower_stages(stages: Mapping[str, Stage], recipe: Recipe, target: Target) ->
         stage_outputs={name: stage.outputs for name, stage in stages.items()},
     )
     reports = stream_decoder(program, recipe) + lower_to_numerics(gms, target.numerics, recipe)
+    reports += move_to_condition(program, target.numerics, recipe)
     lower(gms, target)
     for name, gm in gms.items():
         verify_graph(name, gm, Level.LOWERED)

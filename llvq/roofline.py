@@ -39,6 +39,7 @@ COMPUTES_IN = {
     "llvq.attention_quantize_fp8.default": "fp8",
     "llvq.paged_attention_fp8.default": "fp8",
     "llvq.paged_attention_quantize_fp8.default": "fp8",
+    "llvq.window_attention_quantize_fp8.default": "fp8",
 }
 # It computes in FP8 over a ring that holds it.
 RING_CONV = "llvq.ring_conv.default"

@@ -8,7 +8,7 @@ from llvq import graphs
 from llvq.backends.base import CPU, TARGETS, Target
 from llvq.compiler import Compiled
 from llvq.lowered import loops_of, lower_stages
-from llvq.passes.lowering import LOWERINGS, STREAMING
+from llvq.passes.lowering import LOWERINGS, PER_PROMPT, STREAMING
 from llvq.program import provenance
 from llvq.recipe import NVFP4
 from llvq.runtime.executable import DECODING
@@ -17,7 +17,7 @@ from llvq.runtime.executable import DECODING
 @pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t.name}-{t.numerics}")
 def test_every_target_streams_decoders(target: Target, compiled_whole: Compiled) -> None:
     lowered = lower_stages(compiled_whole.stages, NVFP4, target)
-    steps = [*STREAMING, *LOWERINGS[target.numerics]]
+    steps = [*STREAMING, *LOWERINGS[target.numerics], *PER_PROMPT.get(target.numerics, ())]
     assert [report.name for report in lowered.reports] == [step.name for step in steps]
     assert lowered.stages.keys() == compiled_whole.stages.keys()
     for name in DECODING:

@@ -112,6 +112,8 @@ _W4A8 = _ON_GPU | {
     "quantize_fp8": TRITON,
     "rms_norm_rope_fp8": TRITON,
     "widen": TORCH,
+    "window_attention_quantize_fp8": TRITON,
+    "window_fp8": TRITON,
 }
 # Programs that stay where they are, as many as the chip has multiprocessors.
 _SM90 = dict.fromkeys(("ring_conv", "upsample_conv"), "triton:sm90")

@@ -18,6 +18,7 @@ from llvq.dialect.fp8_ops import (
     rms_norm_rope_fp8,
     widen,
 )
+from llvq.dialect.fp8_window_ops import window_attention_quantize_fp8, window_fp8
 from llvq.dialect.frame_ops import (
     channels_last_weight,
     conv3d_fp8,
@@ -95,6 +96,8 @@ __all__ = [
     "swizzle_scales",
     "upsample_conv",
     "widen",
+    "window_attention_quantize_fp8",
+    "window_fp8",
     "write_kept",
     "write_page",
 ]

@@ -30,16 +30,16 @@ WEIGHT_ROUNDING_AND_STEP = Tolerance(2**-4 + 2**-3)
 @op(fake=like_attended, tolerance=WEIGHT_ROUNDING)
 def attention_fp8(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     """Softmax attention in FP8: q [B, N, H, D], k and v [B, M, H, D]; the dtype of q."""
-    return _attend(q, k, v, *_scales(k, v), scale).to(q.dtype)
+    return _attend(q, k, v, *scales_of(k, v), scale).to(q.dtype)
 
 
-def _packed_like(q: Tensor, v: Tensor, q_scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the ops that end in `quantize_fp8` return."""
+def packed_like(q: Tensor, dim: int, q_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the ops that end in `quantize_fp8` return, for heads of V of `dim` channels."""
     if (q.dtype == fp8.DTYPE) != (q_scale is not None):
         raise ValueError(f"queries are {q.dtype}, and only those in FP8 come with a scale")
     batch, tokens, heads = q.shape[:3]
     return (
-        q.new_empty((batch, tokens, heads * v.shape[-1]), dtype=fp8.DTYPE),
+        q.new_empty((batch, tokens, heads * dim), dtype=fp8.DTYPE),
         q.new_empty((batch, tokens, 1), dtype=torch.float32),
     )
 
@@ -47,7 +47,7 @@ def _packed_like(q: Tensor, v: Tensor, q_scale: Tensor | None) -> tuple[Tensor, 
 def _attention_quantize_fp8_fake(
     q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, q_scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    return _packed_like(q, v, q_scale)
+    return packed_like(q, v.shape[-1], q_scale)
 
 
 @op(fake=_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING_AND_STEP)
@@ -56,15 +56,17 @@ def attention_quantize_fp8(
 ) -> tuple[Tensor, Tensor]:
     """`attention_fp8` with its heads side by side: values e4m3 [B, N, E], and [B, N, 1] times the
     scale of V. With q_scale [1], q is e4m3 and stands for `q * q_scale`."""
-    k_scale, v_scale = _scales(k, v)
-    return _packed(_attend(q, k, v, k_scale, v_scale, scale, q_scale), v_scale)
+    k_scale, v_scale = scales_of(k, v)
+    return pack(_attend(q, k, v, k_scale, v_scale, scale, q_scale), v_scale)
 
 
-def _scales(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def scales_of(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale of all of K and that of all of V, fp32 []."""
     return fp8.scale_of(k.abs().amax()), fp8.scale_of(v.abs().amax())
 
 
-def _packed(out: Tensor, v_scale: Tensor) -> tuple[Tensor, Tensor]:
+def pack(out: Tensor, v_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Results fp32 [B, N, H, D] as the ops that end in `quantize_fp8` return them."""
     values = fp8.encode(out, v_scale).flatten(2)
     return values, v_scale.expand(*out.shape[:2], 1).contiguous()
 
@@ -111,7 +113,7 @@ def _paged_attention_quantize_fp8_fake(
 ) -> tuple[Tensor, Tensor]:
     if q_scale is not None and cos is not None:
         raise ValueError("queries in FP8 cannot be rotated")
-    return _packed_like(q, v, q_scale)
+    return packed_like(q, v.shape[-1], q_scale)
 
 
 @op(fake=_paged_attention_quantize_fp8_fake, tolerance=WEIGHT_ROUNDING_AND_STEP)
@@ -139,7 +141,7 @@ def paged_attention_quantize_fp8(
         q, k, v, pages, table, cos, sin, layer, kv_format
     )
     k_scale = found if k_scale is None else k_scale
-    return _packed(_attend(q, window_k, window_v, k_scale, v_scale, scale, q_scale), v_scale)
+    return pack(_attend(q, window_k, window_v, k_scale, v_scale, scale, q_scale), v_scale)
 
 
 def _windows(
@@ -184,12 +186,26 @@ def _attend(
     scale: float | None,
     q_scale: Tensor | None = None,
 ) -> Tensor:
-    """fp32 [B, N, H, D]. Head by head, to keep the scores of one in memory: [B, N, M] in fp32."""
+    """Attention over k and v as they are quantized, fp32 [B, N, H, D]."""
+    codes = fp8.encode(k, k_scale), fp8.encode(v, v_scale)
+    return attend_codes(q, *codes, k_scale, v_scale, scale, q_scale)
+
+
+def attend_codes(
+    q: Tensor,
+    k_values: Tensor,
+    v_values: Tensor,
+    k_scale: Tensor,
+    v_scale: Tensor,
+    scale: float | None,
+    q_scale: Tensor | None,
+) -> Tensor:
+    """The same over codes e4m3. Head by head, to keep the scores of one in memory: [B, N, M] in
+    fp32."""
     if q_scale is None:
         q_values, q_scale = fp8.quantize(q, (-1,))
     else:
         q_values, q_scale = q, q_scale.expand(*q.shape[:-1], 1)
-    k_values, v_values = fp8.encode(k, k_scale), fp8.encode(v, v_scale)
     factor = q_scale * k_scale * (q.shape[-1] ** -0.5 if scale is None else scale)
     heads = []
     for h in range(q.shape[2]):

@@ -38,6 +38,7 @@ ATTENTIONS = {
     "llvq.paged_attention_fp8.default": 4,
     "llvq.paged_attention_quantize_fp8.default": 4,
     "llvq.paged_attention_kept.default": 4,
+    "llvq.window_attention_quantize_fp8.default": None,
 }
 # Calls that gather rows of their first argument: they read as much as they return.
 GATHERS = ("aten.embedding.default", "aten.index_select.default")

@@ -8,7 +8,8 @@ attention, and its activations have a scale per token, so that static scales fro
 no part in it; smoothing stays. `w4a16` leaves activations in the dtype of the model. A site that is
 left over is an error, which no recipe can accept: nothing would run it.
 
-A decoder is streamed whatever the numerics: its contract becomes that of rings and of frames.
+A decoder is streamed whatever the numerics: its contract becomes that of rings and of frames. What
+`w4a8` computes of a prompt alone moves to `condition`, last of all.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from llvq.passes.share_rings import share_rings
 from llvq.passes.spec import verify_graph
 from llvq.passes.stream_frames import stream_frames
 from llvq.passes.swizzle_weights import swizzle_weights
+from llvq.passes.window_per_prompt import window_per_prompt
 from llvq.program import Level, Program
 from llvq.recipe import Recipe
 
@@ -62,6 +64,10 @@ LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
 )
 
 
+# What moves from stage to stage, after all the rest.
+PER_PROMPT: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
+    {"w4a8": (Pass(window_per_prompt, Level.STAGED, "exact"),)}
+)
 STREAMING: tuple[Pass, ...] = (
     Pass(hold_rings, Level.STAGED, "exact"),
     Pass(raise_causal_conv, Level.STAGED, "rounds"),
@@ -90,6 +96,12 @@ def lower_to_numerics(
     _refuse_scores(recipe, numerics)
     program = Program(graphs, (), (), Level.STAGED)
     return [_run(program, Context(recipe), step, numerics) for step in LOWERINGS[numerics]]
+
+
+def move_to_condition(program: Program, numerics: str, recipe: Recipe) -> list[Report]:
+    """Rewrite stages that are lowered to numerics in place, and what they take and give."""
+    steps = PER_PROMPT.get(numerics, ())
+    return [_run(program, Context(recipe), step, numerics) for step in steps]
 
 
 def _run(program: Program, ctx: Context, step: Pass, who: str) -> Report:

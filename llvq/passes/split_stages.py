@@ -184,7 +184,7 @@ def _split_refresh(program: Program) -> None:
     program.graphs[DENOISE] = _without(both, writes=True)
     program.graphs["refresh"] = _without(both, writes=False)
     for stage in (DENOISE, "refresh"):
-        program.stage_inputs[stage] = _drop_unused(program.graphs[stage], specs)
+        program.stage_inputs[stage] = drop_unused(program.graphs[stage], specs)
     program.stage_outputs["refresh"] = ()
 
 
@@ -200,7 +200,8 @@ def _without(both: GraphModule, *, writes: bool) -> GraphModule:
     return stage
 
 
-def _drop_unused(stage: GraphModule, specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+def drop_unused(stage: GraphModule, specs: tuple[InputSpec, ...]) -> tuple[InputSpec, ...]:
+    """Take away the inputs that nothing reads; gives what is left of their contract."""
     kept = []
     for node, spec in zip(placeholders(stage.graph), specs, strict=True):
         if node.users:

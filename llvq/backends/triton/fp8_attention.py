@@ -95,6 +95,22 @@ def paged_attention_quantize_fp8(
     return out
 
 
+def window_attention_quantize_fp8(
+    launch: Launcher,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scales: Tensor,
+    keys: int,
+    scale: float | None = None,
+    q_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The same over a window that `window_fp8` made."""
+    out = _packed_like(q)
+    _attend(launch, q, Window(k, v, scales, keys), scale, None, *out, q_scale)
+    return out
+
+
 def _packed_like(q: Tensor) -> tuple[Tensor, Tensor]:
     batch, tokens, heads, dim = q.shape
     values = torch.empty((batch, tokens, heads * dim), dtype=fp8.DTYPE, device=q.device)

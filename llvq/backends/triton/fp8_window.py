@@ -60,6 +60,12 @@ class Rows:
 Rope = tuple[Tensor, Tensor] | None
 
 
+def window_fp8(launch: Launcher, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A window of k and v [1, M, H, D] alone: its k, v and scales."""
+    window = window_in_fp8(launch, k, v)
+    return window.k, window.v, window.scales
+
+
 def window_in_fp8(
     launch: Launcher,
     k: Tensor,

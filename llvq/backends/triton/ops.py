@@ -18,9 +18,11 @@ from llvq.backends.triton.fp8_attention import (
     attention_quantize_fp8,
     paged_attention_fp8,
     paged_attention_quantize_fp8,
+    window_attention_quantize_fp8,
 )
 from llvq.backends.triton.fp8_norm import add_norm_quantize_fp8, norm_modulate_quantize_fp8
 from llvq.backends.triton.fp8_quantize import gelu_quantize_fp8, quantize_fp8
+from llvq.backends.triton.fp8_window import window_fp8
 from llvq.backends.triton.gate_residual import gate_residual
 from llvq.backends.triton.gelu import gelu_quantize
 from llvq.backends.triton.norm import norm_modulate, norm_modulate_quantize, rms_norm
@@ -79,6 +81,8 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "upsample_conv": upsample_conv,
     "upsample_conv:sm90": upsample_conv_sm90,
     "upsample_conv:sm120": upsample_conv_sm120,
+    "window_attention_quantize_fp8": window_attention_quantize_fp8,
+    "window_fp8": window_fp8,
     "write_kept": write_kept,
     "write_page": write_page,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from llvq.backends.triton.collect import Launches, collect
 from llvq.compiler import Compiled, compile_model
 from llvq.dialect import DIALECT
 from llvq.errors import TargetError
+from llvq.lowered import lower_stages
 from llvq.models.config import ModelConfig
 from llvq.passes.lower import implementations_of, lower
 from llvq.passes.lowering import lower_to_numerics
@@ -139,10 +139,8 @@ def test_a_whole_model_is_launched_by_what_its_target_names(
     target: Target, compiled_nvfp4: Compiled
 ) -> None:
     """Every wrapper takes what lowered graphs give it, and returns what they say."""
-    stages = compiled_nvfp4.stages
-    gms = {name: copy.deepcopy(stage.graph) for name, stage in stages.items()}
-    lower_to_numerics(gms, target.numerics, compiled_nvfp4.recipe)
-    lower(gms, target)
+    stages = lower_stages(compiled_nvfp4.stages, compiled_nvfp4.recipe, target).stages
+    gms = {name: stage.graph for name, stage in stages.items()}
     found = collect(gms, {name: stage.inputs for name, stage in stages.items()})
     named = {op for op in implementations_of(gms) if "attention" in op or "linear" in op}
     launched = {f"llvq.{call.op}.default" for call in found.calls}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llvq.backends.triton import fp8_attention
+from llvq.backends.triton.fp8_window import window_fp8
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect import DIALECT
 from llvq.formats import fp8
@@ -104,6 +105,25 @@ def test_scales_may_be_given(
         assert error(found, wanted) <= DIALECT[name].tolerance.relative
 
 
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("keys", [7, 150])
+def test_over_a_window_it_is_bit_for_bit_what_it_is_over_k_and_v(
+    launch: Launcher, device: torch.device, randn: RandN, keys: int, coded: bool
+) -> None:
+    q, k, v = (randn(1, count, HEADS, DIM) for count in (70, keys, keys))
+    q_scale = torch.tensor([0.04], device=device) if coded else None
+    q = q if q_scale is None else fp8.encode(q, q_scale)
+    given = (keys, 0.2, q_scale)
+    window = window_fp8(launch, k, v)
+    found = fp8_attention.window_attention_quantize_fp8(launch, q, *window, *given)
+    wanted = fp8_attention.attention_quantize_fp8(launch, q, k, v, 0.2, q_scale)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8))
+    op = DIALECT["window_attention_quantize_fp8"]
+    values, scale = op.reference(q, *window, *given)
+    assert error(found[0].float() * found[1], values.float() * scale) <= op.tolerance.relative
+
+
 def test_a_scale_of_its_own(launch: Launcher, randn: RandN) -> None:
     q, k, v = (randn(1, 6, HEADS, DIM) for _ in range(3))
     found = fp8_attention.attention_fp8(launch, q, k, v, 0.5)
@@ -132,6 +152,17 @@ def test_queries_in_fp8_are_read_where_they_lie() -> None:
     assert "quantize_queries_kernel" not in names and names[-1] == "attend_kernel"
     assert all(kernel.resources.spilled == 0 for kernel in made)
     assert 2 * (made[-1].binary.shared + 1024) <= 232448
+
+
+def test_over_a_window_nothing_is_launched_but_attention() -> None:
+    """And that is the same binary."""
+    q, k, one = meta(1, 7040, 24, 128, dtype=fp8.DTYPE), meta(1, 512, 24, 128), torch.float32
+    codes = meta(24, 512, 128, dtype=fp8.DTYPE), meta(24, 128, 512, dtype=fp8.DTYPE)
+    given = (None, meta(1, dtype=one))
+    window = fp8_attention.window_attention_quantize_fp8
+    (attend,) = compiled("sm_90a", window, q, *codes, meta(2, dtype=one), 512, *given)
+    made = compiled("sm_90a", fp8_attention.attention_quantize_fp8, q, k, k, *given)
+    assert attend.binary.ptx == made[-1].binary.ptx
 
 
 def test_weights_stay_in_registers() -> None:

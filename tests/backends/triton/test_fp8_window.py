@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llvq.backends.triton.fp8_scales import History
-from llvq.backends.triton.fp8_window import KEYS, rows_in_fp8, window_in_fp8
+from llvq.backends.triton.fp8_window import KEYS, rows_in_fp8, window_fp8, window_in_fp8
 from llvq.backends.triton.specialize import Launcher
-from llvq.dialect import rope
+from llvq.dialect import DIALECT, rope
 from llvq.errors import TargetError
 from llvq.formats import fp8
 from llvq.formats.kv import KV_FORMATS
@@ -90,6 +90,20 @@ def test_a_chunk_alone_is_a_window(launch: Launcher, randn: RandN) -> None:
     codes, scale = expected(v, None, 1, None)
     assert torch.allclose(window.scales[1], scale, rtol=1e-6)
     assert close(keys_in_order(window.v).mT[:, :9], codes.transpose(0, 1))
+
+
+@pytest.mark.parametrize("keys", [9, 128, 131])
+def test_the_op_gives_the_layout_that_its_reference_has(
+    launch: Launcher, randn: RandN, keys: int
+) -> None:
+    k, v = randn(1, keys, 2 * HEADS, DIM).chunk(2, 2)
+    found, wanted = window_fp8(launch, k, v), DIALECT["window_fp8"].reference(k, v)
+    assert torch.allclose(found[2], wanted[2], rtol=1e-6)
+    for ours, theirs in zip(found[:2], wanted[:2], strict=True):
+        assert ours.shape == theirs.shape and close(ours, theirs)
+    again = window_fp8(launch, k, v)
+    assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+               for a, b in zip(found, again, strict=True))  # fmt: skip
 
 
 def test_keys_are_rotated_by_their_place(

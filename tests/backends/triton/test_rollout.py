@@ -7,7 +7,6 @@ by one rounding of bf16.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,10 +17,9 @@ from torch import Tensor
 from llvq.backends.base import REFERENCE, Target, find_target
 from llvq.backends.triton.specialize import Launcher
 from llvq.checks import relative_l2
-from llvq.compiler import Compiled, Stage, compile_model, instantiate
+from llvq.compiler import Compiled, compile_model, instantiate
+from llvq.lowered import lower_stages
 from llvq.models.config import ModelConfig
-from llvq.passes.lower import lower
-from llvq.passes.lowering import lower_to_numerics
 from llvq.recipe import KvRecipe, Recipe
 from llvq.runtime.bind import bind
 from llvq.runtime.denoiser import Denoiser
@@ -38,14 +36,7 @@ Weights = Callable[[ModelConfig], DictSource]
 
 def lowered(compiled: Compiled, target: Target) -> Compiled:
     """The stages as a box for that target has them."""
-    program = {name: copy.deepcopy(stage.graph) for name, stage in compiled.stages.items()}
-    lower_to_numerics(program, target.numerics, compiled.recipe)
-    lower(program, target)
-    stages = {
-        name: Stage(program[name], stage.inputs, stage.outputs)
-        for name, stage in compiled.stages.items()
-    }
-    return replace(compiled, stages=stages)
+    return replace(compiled, stages=lower_stages(compiled.stages, compiled.recipe, target).stages)
 
 
 def target_here(numerics: str, device: torch.device) -> Target:
