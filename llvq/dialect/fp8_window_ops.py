@@ -57,8 +57,8 @@ def window_fp8(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     order = key_order(_padded(k.shape[1])).to(v.device)
     k_rows, v_rows = _rows(fp8.encode(k, k_scale)), _rows(fp8.encode(v, v_scale))[order]
     layouts = k_rows.permute(1, 0, 2), v_rows.permute(1, 2, 0)
-    codes = (x.contiguous().view(fp8.DTYPE) for x in layouts)
-    return (*codes, torch.stack([k_scale, v_scale]))  # type: ignore[return-value]
+    k_codes, v_codes = (x.contiguous().view(fp8.DTYPE) for x in layouts)
+    return k_codes, v_codes, torch.stack([k_scale, v_scale])
 
 
 def _rows(codes: Tensor) -> Tensor:
@@ -97,6 +97,6 @@ def window_attention_quantize_fp8(
     place = key_order(k.shape[1]).argsort().to(v.device)
     k_rows = k.view(torch.uint8).permute(1, 0, 2)[:keys]
     v_rows = v.view(torch.uint8).permute(2, 0, 1)[place][:keys]
-    codes = (x.contiguous().view(fp8.DTYPE)[None] for x in (k_rows, v_rows))
+    k_codes, v_codes = (x.contiguous().view(fp8.DTYPE)[None] for x in (k_rows, v_rows))
     k_scale, v_scale = scales
-    return pack(attend_codes(q, *codes, k_scale, v_scale, scale, q_scale), v_scale)
+    return pack(attend_codes(q, k_codes, v_codes, k_scale, v_scale, scale, q_scale), v_scale)
