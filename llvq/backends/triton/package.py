@@ -22,6 +22,8 @@ from llvq.runtime.contract import InputSpec
 
 # Arguments whose tensors have a leading dimension of layers.
 POOLS = ("pages", "kept")
+# The most frames before its own that a call on a ring reads.
+CONTEXT = 2
 
 
 def write_kernels(
@@ -52,7 +54,8 @@ def _is_reference(call: Call) -> bool:
 
 
 def _check(call: Call, found: Launches) -> Check:
-    """A call with no more layers of pages than it needs, whose kernels are in the box too."""
+    """A call with no more layers of pages and slots of a ring than it needs, whose kernels are in
+    the box too: a ring of many convolutions would take gigabytes, in fp32 for a moment."""
     small = replace(call, arguments=_shrunk(call.arguments))
     if is_compiled(call.impl):
         found.note(small, launched_by(small)[1])
@@ -60,11 +63,15 @@ def _check(call: Call, found: Launches) -> Check:
 
 
 def _shrunk(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    layers = arguments.get("layer", 0) + 1
+    lengths = dict.fromkeys(POOLS, arguments.get("layer", 0) + 1)
+    if "ring" in arguments:
+        frames = arguments["frames"] if "frames" in arguments else arguments["x"].shape[0]
+        lengths["ring"] = frames + CONTEXT
     return {
-        name: _first(value, layers) if name in POOLS else value for name, value in arguments.items()
+        name: _first(value, lengths[name]) if name in lengths else value
+        for name, value in arguments.items()
     }
 
 
-def _first(value: Any, layers: int) -> Any:
-    return value[:layers] if isinstance(value, Tensor) else [page[:layers] for page in value]
+def _first(value: Any, count: int) -> Any:
+    return value[:count] if isinstance(value, Tensor) else [page[:count] for page in value]

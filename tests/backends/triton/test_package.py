@@ -101,6 +101,28 @@ def test_pages_of_a_check_are_those_of_no_more_layers_than_it_needs(
     assert said["count"] == 2, "16 layers are a multiple of 16, and 3 are not"
 
 
+def test_a_ring_of_a_check_has_no_more_slots_than_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(launch, ring, x, decoded, rate, skip, offset):  # type: ignore[no-untyped-def]
+        kernel = toy_ops.gate_residual_kernel
+        launch(kernel, (1,), x, x, x, ring, ring.shape[0], 1, E=1, BLOCK=16)
+
+    monkeypatch.setitem(toy_ops.OPS, "ring_write", write)
+    given = {
+        "ring": torch.empty(16, 5, 6, 8, dtype=bf16, device="meta"),
+        "x": torch.empty(2, 3, 4, 8, dtype=bf16, device="meta"),
+        "decoded": torch.empty((), dtype=torch.int64, device="meta"),
+    }
+    gm = stage("ring_write", "triton", given, 1, 0, 12)
+    with BoxWriter(tmp_path / "b.llvq") as writer:
+        write_kernels(writer, {"decode": gm}, {"decode": inputs(given)}, "sm_90a")
+        table = canonical_json.loads((writer.adopt("kernels/sm_90a") / "kernels.json").read_bytes())
+        writer._finished = True
+    (check,) = table["checks"]
+    assert check["args"]["ring"]["strided"][1] == [4, 5, 6, 8]
+
+
 def test_a_kernel_that_fails_leaves_no_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrapper(launch, x, y, gate):  # type: ignore[no-untyped-def]
         launch(toy_ops.gate_residual_kernel, (1,), x, y, gate, x, 1, 1, E="wide", BLOCK=16)
