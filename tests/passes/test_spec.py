@@ -126,7 +126,7 @@ def test_only_pages_are_mutated(program: Program) -> None:
     at(program, "raise-qk-norm-rope")
     node = first(program, aten.linear.default)
     insert(program, node, aten.add_.Tensor, node.args[0], 1)
-    refused(program, "only pages may be mutated")
+    refused(program, "only pages and rings may be mutated")
 
 
 def test_lowered_means_an_implementation_for_every_op(program: Program) -> None:
