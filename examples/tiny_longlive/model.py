@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -67,10 +69,10 @@ def new_text_encoder(config: ModelConfig) -> TextEncoder:
 
 def write_vae(folder: Path, vae: WanVae, mean: Tensor, std: Tensor) -> None:
     """The VAE in bf16, with the statistics of its latents beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_bf16(vae.state_dict()), folder / VAE_FILE)
-    statistics = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    (folder / "vae_config.json").write_text(json.dumps(statistics, indent=1) + "\n")
+    with _replacing(folder) as new:
+        save_file(_bf16(vae.state_dict()), new / VAE_FILE)
+        statistics = {"latent_mean": mean.tolist(), "latent_std": std.tolist()}
+        (new / "vae_config.json").write_text(json.dumps(statistics, indent=1) + "\n")
 
 
 def read_vae_config(folder: Path, config: VaeConfig) -> VaeConfig:
@@ -89,10 +91,6 @@ def write_denoiser(
     folder: Path, config: ModelConfig, dit: Mapping[str, Tensor], text: Mapping[str, Tensor]
 ) -> None:
     """Denoiser in shards, text encoder, tokenizer and config.json, as llvq.checkpoints reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_shards(folder, {f"model.{name}": tensor for name, tensor in _bf16(dit).items()})
-    save_file({TABLE.to_right(k): v for k, v in _bf16(text).items()}, folder / TEXT_FILE)
-    write_tokenizer(folder / TOKENIZER_FILE)
     stated = {
         "height": config.latent_hw[0] * 16,
         "width": config.latent_hw[1] * 16,
@@ -100,7 +98,11 @@ def write_denoiser(
         "text_len": config.dit.text_len,
         "stream": asdict(config.stream),
     }
-    (folder / "config.json").write_text(json.dumps(stated, indent=1) + "\n")
+    with _replacing(folder) as new:
+        _write_shards(new, {f"model.{name}": tensor for name, tensor in _bf16(dit).items()})
+        save_file({TABLE.to_right(k): v for k, v in _bf16(text).items()}, new / TEXT_FILE)
+        write_tokenizer(new / TOKENIZER_FILE)
+        (new / "config.json").write_text(json.dumps(stated, indent=1) + "\n")
 
 
 def read_denoiser(folder: Path, config: ModelConfig) -> tuple[CausalWanDit, TextEncoder]:
@@ -113,6 +115,21 @@ def read_denoiser(folder: Path, config: ModelConfig) -> tuple[CausalWanDit, Text
     stored = load_file(folder / TEXT_FILE)
     text.load_state_dict({TABLE.to_left(name): w for name, w in stored.items()})
     return dit, text
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder for new files, which take the place of the old ones in `folder` when all are there.
+
+    So a process that is killed while it writes leaves the weights of before.
+    """
+    new = folder / ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    for file in sorted(new.iterdir()):
+        file.replace(folder / file.name)
+    new.rmdir()
 
 
 def _bf16(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,12 +1,23 @@
-"""What is looked at after a phase: fixed prompts, short and a minute long, with and without cut."""
+"""What is looked at after a phase: fixed prompts, short and a minute long, with and without cut.
+
+    python -m examples.tiny_longlive.samples --out runs/tiny --name ar-1 --steps 4 24
+
+The detector's judgement of other prompts' videos goes to the terminal and to judged.jsonl.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
+from examples.tiny_longlive.model import read_denoiser, read_vae, tiny_longlive
 from examples.tiny_longlive.rollout import decode_frames, generate
 from examples.tiny_longlive.sheets import spread, write_sheet
+from examples.tiny_longlive.validation import judged
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
@@ -54,3 +65,27 @@ def write_samples(
                 frames = spread(4 * latents.shape[1] - 3, 10)
                 rows = decode_frames(vae, latents, frames)
                 write_sheet(folder / f"{name}-{label}{kind}-{count}steps.png", list(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoint")
+    parser.add_argument("--name", required=True, help="what the names of the sheets begin with")
+    parser.add_argument("--steps", type=int, nargs="+", default=(4, 2))
+    parser.add_argument("--device", default="cuda")
+    args = parser.parse_args()
+    config = tiny_longlive()
+    dit, text = read_denoiser(args.out, config)
+    modules = (dit, text, read_vae(args.out, config))
+    dit, text, vae = (module.to(args.device, torch.bfloat16) for module in modules)
+    write_samples(args.out, args.name, config, dit, text, vae, args.steps)
+    for count in args.steps:
+        found = judged(config, dit, text, vae, steps=count)
+        line = json.dumps({"name": args.name, "steps": count, **found})
+        with (args.out / "judged.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

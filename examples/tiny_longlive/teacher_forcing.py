@@ -11,7 +11,7 @@ chunk, H heads, D head dim, E = H*D.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +51,10 @@ class Pass:
 
 
 class TeacherForcing:
-    """`dit` over whole samples. With `compiled`, what is around matrix products is fused."""
+    """`dit` over whole samples."""
 
-    def __init__(self, dit: CausalWanDit, *, compiled: bool = False) -> None:
+    def __init__(self, dit: CausalWanDit) -> None:
         self.dit = dit
-        self.modulated: Callable = modulated
-        self.normed_rope: Callable = normed_rope
-        if compiled:
-            self.modulated = torch.compile(modulated, dynamic=True)
-            self.normed_rope = torch.compile(normed_rope, dynamic=True)
 
     def __call__(
         self,
@@ -127,10 +122,10 @@ class TeacherForcing:
     ) -> Tensor:
         parts = (block.modulation.unsqueeze(1) + time_BG6E).unbind(2)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
-        y = self.modulated(x, scale1, shift1, block.eps)
+        y = modulated(x, scale1, shift1, block.eps)
         attn, G = block.self_attn, len(plan.owners)
-        q = self.normed_rope(attn.q(y), attn.norm_q.weight, *rope, attn.norm_q.eps)
-        k = self.normed_rope(attn.k(y), attn.norm_k.weight, *rope, attn.norm_k.eps)
+        q = normed_rope(attn.q(y), attn.norm_q.weight, *rope, attn.norm_q.eps)
+        k = normed_rope(attn.k(y), attn.norm_k.weight, *rope, attn.norm_k.eps)
         v = attn.split_heads(attn.v(y))
         q, k, v = (part.unflatten(1, (G, -1)).unbind(1) for part in (q, k, v))
         x = gated(x, attn.o(_windowed(q, k, v, plan.seen)), gate1)
@@ -138,7 +133,7 @@ class TeacherForcing:
         q = _heads(cross, cross.q(block.norm3(x)), cross.norm_q)
         k, v = _heads(cross, cross.k(text), cross.norm_k), cross.split_heads(cross.v(text))
         x = x + cross.o(_prompted(q, k, v, plan.prompts))
-        y = block.ffn(self.modulated(x, scale2, shift2, block.eps))
+        y = block.ffn(modulated(x, scale2, shift2, block.eps))
         return gated(x, y, gate2)
 
 

@@ -28,10 +28,9 @@ from examples.tiny_longlive.model import (
     write_denoiser,
 )
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
-from examples.tiny_longlive.samples import write_samples
 from examples.tiny_longlive.steps import Steps, Work, gradients, own_stream
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
-from examples.tiny_longlive.validation import held_out
+from examples.tiny_longlive.validation import HELD_OUT_SEED, held_out
 from examples.tiny_longlive.weights import Masters, frozen, rate_scale
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
@@ -44,7 +43,6 @@ LONGEST = 96  # chunks of the longest video: 64 seconds
 OPENINGS_ONLY = 0.12  # of the phase: first what the prompt means, then how it goes on
 PLACES_STEPS = 300  # with which the phase begins
 RATE, MEAN = 1e-3, 0.999
-HELD_OUT_SEED = 10_000_000
 
 
 class Pool:
@@ -160,7 +158,6 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16, help="videos of a run, per step")
     parser.add_argument("--openings", type=int, default=192, help="first chunks, per step")
     parser.add_argument("--pool", type=int, default=96, help="batches of either that are held")
-    parser.add_argument("--compile", action="store_true", help="fuse what is around products")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
     args = parser.parse_args()
     part, seed = args.part[0], part_seed(args)
@@ -172,7 +169,7 @@ def main() -> None:
     frozen([vae])
     dit, text = (m.to(args.device, torch.bfloat16) for m in new_or_read(args.out, config, part))
     places = Places(config).to(args.device, torch.bfloat16)
-    model = Denoiser(TeacherForcing(dit, compiled=args.compile), text, places)
+    model = Denoiser(TeacherForcing(dit), text, places)
 
     def pool_of(seed: int, count: int) -> Pool:
         pool = Pool(vae, config, seed, clips=args.clips, openings=args.openings)
@@ -190,7 +187,6 @@ def main() -> None:
             progress.note(held_out_opening=opening, held_out_run=run)
 
         train(model, Steps(graphs=args.graphs), pool, progress, save)
-        write_samples(args.out, f"ar-part{part}", config, dit, text, vae, (4, 24))
     progress.note(done=True)
 
 

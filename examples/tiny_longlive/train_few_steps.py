@@ -33,7 +33,6 @@ from examples.tiny_longlive.model import (
 )
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
 from examples.tiny_longlive.rollout import Rollout
-from examples.tiny_longlive.samples import write_samples
 from examples.tiny_longlive.steps import Steps, gradients, own_stream
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
 from examples.tiny_longlive.train_ar import LONGEST, Pool
@@ -261,7 +260,6 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=48, help="videos of a rollout, per step")
     parser.add_argument("--openings", type=int, default=192, help="first chunks, per step")
     parser.add_argument("--pool", type=int, default=48, help="batches of either that are held")
-    parser.add_argument("--compile", action="store_true", help="fuse what is around products")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
     args = parser.parse_args()
     part, seed = args.part[0], part_seed(args)
@@ -277,7 +275,7 @@ def main() -> None:
     dit = read_denoiser(begun, config)[0].to(args.device, torch.bfloat16)
     critic = copy.deepcopy(teacher)
     frozen([vae, text, teacher])
-    models = Models(*(TeacherForcing(m, compiled=args.compile) for m in (dit, teacher, critic)))
+    models = Models(*(TeacherForcing(m) for m in (dit, teacher, critic)))
 
     def save() -> None:
         write_denoiser(args.out, config, dit.state_dict(), text.state_dict())
@@ -288,7 +286,6 @@ def main() -> None:
         progress.note(pool=args.pool)
         matching = Matching(models, text, Steps(graphs=args.graphs), config.stream.shift)
         train(matching, pool, progress, save)
-        write_samples(args.out, f"few-part{part}", config, dit, text, vae, (4, 2))
     progress.note(done=True)
 
 

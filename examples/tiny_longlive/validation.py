@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from examples.tiny_longlive import data
+from examples.tiny_longlive.captions import caption
 from examples.tiny_longlive.flow import Denoiser, embed
+from examples.tiny_longlive.identity import Shot, identity
 from examples.tiny_longlive.latents import Samples
+from examples.tiny_longlive.rollout import decode_frames, generate
+from llvq.models.config import ModelConfig
+from llvq.models.dit import CausalWanDit
+from llvq.models.text import TextEncoder
+from llvq.models.vae import WanVae
+
+HELD_OUT_SEED = 10_000_000
 
 SIGMAS = (0.2, 0.5, 0.75, 0.9, 0.97, 0.9998)  # the last: where a sampler starts
 
@@ -34,6 +46,44 @@ def held_out(model: Denoiser, samples: Samples) -> dict[str, float]:
     spread = (x0.float() - x0.float().mean(0)).square().mean()
     found["seen"] = _rounded(1 - (guess - x0).square().mean() / spread)
     return found
+
+
+@torch.no_grad()
+def judged(
+    config: ModelConfig,
+    dit: CausalWanDit,
+    text: TextEncoder,
+    vae: WanVae,
+    *,
+    steps: int,
+    videos: int = 16,
+    chunks: int = 4,
+) -> dict[str, float]:
+    """What the detector finds in videos of random scenes, every fourth frame.
+
+    `holds`: the share of objects and frames with the object in its colour, shape and size;
+    `present`: in its colour; `start_px`: how far objects begin from their place (up to 20 px are
+    left open by a prompt), over those that are there.
+    """
+    scenes = data.sample_scenes(videos, HELD_OUT_SEED)
+    scripts = [[caption(scene)] for scene in scenes]
+    latents = generate(config, dit, text, scripts, chunks, steps=steps, seed=2)
+    pixels = decode_frames(vae, latents, range(0, 4 * latents.shape[1] - 3, 4)).float()
+    frames = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(2, -1).cpu()
+    found = [identity(clip, [Shot(0, scene)], fps=data.FPS / 4)
+             for clip, scene in zip(frames, scenes, strict=True)]  # fmt: skip
+    objects = [thing for video in found for thing in video.objects]
+    known = {
+        "holds": [value for thing in objects for value in thing.holds],
+        "present": [value for thing in objects for value in thing.present],
+        "start_px": [thing.start_error for thing in objects],
+    }
+    return {name: round(_mean(values), 3) for name, values in known.items()}
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def _rounded(number: Tensor) -> float:
