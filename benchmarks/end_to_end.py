@@ -139,7 +139,7 @@ def _run_llvq(state: Run) -> torch.device:
         video = state.video("llvq", steps, chunks, facts.window_chunks, devices)
         _give_back(devices)
         began = time.perf_counter()
-        state.watch(video, _session(model, chunks, steps), began, devices)
+        state.watch(video, video.chunks_of(_session(model, chunks, steps), began), began, devices)
     return model.device
 
 

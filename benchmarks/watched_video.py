@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from llvq.bench.timing import quantile
 from llvq.quality.metrics import slope
+from llvq.runtime.session import Session
 
 
 class Made(Protocol):
@@ -52,6 +54,7 @@ class Watched:
     """One video, as plain lists that grow: a run that is cut off has what came before.
 
     `ends` are seconds since `began`, `warm` the chunks until the window of attention is full.
+    `first`: until the first frames, where they come before their chunk is whole.
     """
 
     name: str
@@ -61,6 +64,16 @@ class Watched:
     memory: list[Memory]
     ends: list[float] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
+    first: float | None = None
+
+    def chunks_of(self, session: Session, began: float) -> Iterator[Made]:
+        """The chunks of a session, whose first frames are noted as they come."""
+        with closing(session.parts()) as parts:
+            for part in parts:
+                if self.first is None:
+                    self.first = time.perf_counter() - began
+                if part.chunk is not None:
+                    yield part.chunk
 
     def watch(self, made: Iterable[Made], began: float, devices: Sequence[torch.device]) -> None:
         """Take chunks as they come. `began`: when whoever makes them was asked for them."""
@@ -86,7 +99,7 @@ def figures(video: Watched) -> dict[str, Any]:
     warm, ends = video.warm, video.ends
     gaps = [later - earlier for earlier, later in zip(ends[warm - 1 :], ends[warm:], strict=False)]
     found: dict[str, Any] = {
-        "first_frame": ends[0] if ends else None,
+        "first_frame": (ends[0] if ends else None) if video.first is None else video.first,
         "fps": sum(video.frames) / ends[-1] if ends else None,
         "fps_steady": sum(video.frames[warm:]) / sum(gaps) if gaps else None,
         "p50": quantile(gaps, 0.5) if gaps else None,

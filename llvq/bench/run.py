@@ -118,7 +118,7 @@ def bench_box(box: Box, *, chunks: int, steps: int | None, seed: int, tell: Tell
 def time_video(
     model: Executable, *, chunks: int, steps: int | None, seed: int, tell: Callable[[int], None]
 ) -> EndToEnd:
-    """`chunks` chunks after the window is full, each taken to the host as it comes."""
+    """`chunks` chunks after the window is full, on the host as they come."""
     full = model.facts.window_chunks
     began = time.perf_counter()
     session = Session(
@@ -128,12 +128,15 @@ def time_video(
         steps=steps,
         latents_only="decode" not in model.stages,
     )
-    ends, frames = [], []
-    for chunk in session:
-        made = chunk.latents[0] if chunk.frames is None else chunk.frames
-        frames.append(len(made.cpu()))
+    ends, frames, first = [], [], None
+    for part in session.parts():
+        first = time.perf_counter() - began if first is None else first
+        if part.chunk is None:
+            continue
+        made = part.chunk.latents[0] if part.chunk.frames is None else part.chunk.frames
+        frames.append(len(made))
         ends.append(time.perf_counter())
-        tell(chunk.index + 1)
+        tell(part.index + 1)
     gaps = [later - earlier for earlier, later in zip(ends[full - 1 :], ends[full:], strict=False)]
     counted = sum(frames[full:])
-    return EndToEnd(ends[0] - began, spread(gaps), sum(frames), counted / sum(gaps))
+    return EndToEnd(first or 0.0, spread(gaps), sum(frames), counted / sum(gaps))

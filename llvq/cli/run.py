@@ -239,18 +239,18 @@ def _generate(
     timing: Timing,
     timeline: Timeline | None,
 ) -> None:
-    """Write chunk after chunk, with the speed so far beside the bar."""
+    """Write what comes, with the speed so far beside the bar."""
     from llvq.cli.table import chunk_progress
     from llvq.runtime.write import write
 
     began = time.perf_counter()
-    with chunk_progress() as bar, closing(write(session, writer, timeline)) as chunks:
+    with chunk_progress() as bar, closing(write(session, writer, timeline)) as told:
         task = bar.add_task("chunks", total=len(session.script), speed="")
-        for written in chunks:
+        for written in told:
             timing.generate = written.when - began
             timing.first = timing.generate if timing.first is None else timing.first
             speed = f"{writer.frames} frames, {writer.frames / timing.generate:.2f} FPS"
-            bar.update(task, advance=1, speed=speed)
+            bar.update(task, advance=int(written.whole), speed=speed)
 
 
 @dataclass

@@ -47,6 +47,11 @@ class Decoder:
         self.started = False
         self._first, self._later = self._stages(executable, held, record)
 
+    @property
+    def calls(self) -> int:
+        """How often a stage is called for a chunk."""
+        return len(self.latents)
+
     def __call__(self, chunk: Denoised, index: int = 0) -> Tensor:
         """Frames uint8 [T, H, W, 3] of the next chunk: 4C of them, 4C - 3 of the first."""
         return torch.cat(list(self.frames(chunk, index)))

@@ -1,11 +1,13 @@
 """From a denoised chunk to one in the memory of the host, decoded on the way.
 
 It works on a stream of its own, on the device of the denoiser or on another one. Frames are copied
-to the host while the next ones are decoded.
+to the host while the next ones are decoded, and may be looked at once they are there.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -36,6 +38,16 @@ class Chunk:
     index: int
     latents: Tensor
     frames: Tensor | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Frames of a chunk that one call of the decoder made, uint8 [T, H, W, 3], or None where
+    nothing is decoded. With the last of them comes the chunk, in the same memory."""
+
+    index: int
+    frames: Tensor | None
+    chunk: Chunk | None
 
 
 @dataclass(frozen=True)
@@ -80,19 +92,35 @@ class Emitter:
         parts = {f.name: hand_over(getattr(chunk, f.name), self.device) for f in fields(chunk)}
         return Handed(index, Denoised(**parts), mark(self.device))
 
-    def __call__(self, handed: Handed) -> Chunk:
-        """Waits until all of it is on the host."""
+    def __call__(self, handed: Handed) -> Iterator[Part]:
+        """Gives each part once it is on the host; the device goes on meanwhile."""
+        index, x0 = handed.index, handed.chunk.x0
         with self._lane.after(handed.ready):
-            frames = None if self._decoder is None else self._frames(self._decoder, handed)
-            x0 = handed.chunk.x0
             latents = shaped(self._latent_memory.take(), x0.shape, x0.dtype)
-            self._lane.download(x0, latents, handed.index)
-        return Chunk(handed.index, latents, frames)
+            arrived = self._lane.download(x0, latents, index)
+            if self._decoder is not None:
+                yield from self._parts(self._decoder, handed, latents)
+                return
+            if arrived is not None:
+                arrived.synchronize()
+            yield Part(index, None, Chunk(index, latents, None))
 
-    def _frames(self, decoder: Decoder, handed: Handed) -> Tensor:
-        memory, used = self._frame_memory.take(), 0
-        for frames in decoder.frames(handed.chunk, handed.index):
+    def _parts(self, decoder: Decoder, handed: Handed, latents: Tensor) -> Iterator[Part]:
+        """All calls are queued as fast as they can be; what is there by then goes out between."""
+        memory, used, index = self._frame_memory.take(), 0, handed.index
+        coming: deque[tuple[torch.cuda.Event | None, Part]] = deque()
+        for left, frames in zip(
+            reversed(range(decoder.calls)), decoder.frames(handed.chunk, index), strict=True
+        ):
             place = memory[used : used + frames.nbytes].view(frames.shape)
-            self._lane.download(frames, place, handed.index)
             used += frames.nbytes
-        return memory[:used].view(-1, *self.pixel_hw, 3)
+            whole = memory[:used].view(-1, *self.pixel_hw, 3)
+            chunk = None if left else Chunk(index, latents, whole)
+            arrived = self._lane.download(frames, place, index)
+            coming.append((arrived, Part(index, place, chunk)))
+            while coming and (coming[0][0] is None or coming[0][0].query()):
+                yield coming.popleft()[1]
+        for event, part in coming:
+            if event is not None:
+                event.synchronize()
+            yield part

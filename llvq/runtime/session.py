@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,14 @@ from torch import Tensor
 from llvq.errors import SessionError
 from llvq.runtime.cuda_graphs import recorder
 from llvq.runtime.denoiser import Denoised, Denoiser
-from llvq.runtime.emitter import Chunk, Emitter
+from llvq.runtime.emitter import Chunk, Emitter, Part
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.sampler import Schedule, schedule
 from llvq.runtime.stage import Stage
 from llvq.runtime.streams import upload
 from llvq.runtime.timeline import Timeline
 
-__all__ = ["Chunk", "Prompt", "Session", "check_seed", "schedule_of"]
+__all__ = ["Chunk", "Part", "Prompt", "Session", "check_seed", "schedule_of"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ class Session:
 
     def __iter__(self) -> Generator[Chunk, None, None]:
         """Yield chunks in order, each once its frames are there. Raises SessionError."""
+        with closing(self.parts()) as parts:
+            for part in parts:
+                if part.chunk is not None:
+                    yield part.chunk
+
+    def parts(self) -> Generator[Part, None, None]:
+        """The same, a few frames at a time: each part once the decoder has made it."""
         if self._begun:
             raise SessionError(
                 "this session has made its video",
@@ -107,7 +114,9 @@ class Session:
                 if self._cancelled.is_set():
                     stage.cancel()
                     return
-                stage.submit(self._emitter.take(index, self._denoise(index)))
+                handed = self._emitter.take(index, self._denoise(index))
+                yield from stage.until_room()
+                stage.submit(handed)
                 yield from stage.poll()
             stage.close()
             yield from stage.results()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 
 
 class Stage(Generic[Item, Result]):
-    """Runs `fn` on each submitted item. Up to `depth` items wait while one is worked on.
+    """Runs `fn` on each submitted item, for what it gives one by one. Up to `depth` items wait
+    while one is worked on.
 
     Depth 0 has no thread: `submit` runs `fn` in the caller, with the same results. With a thread,
     `fn` must enter its own `torch.inference_mode` and CUDA stream, which are per thread. Results
@@ -31,7 +32,7 @@ class Stage(Generic[Item, Result]):
     an LlvqError as it is, any other as the cause of a SessionError.
     """
 
-    def __init__(self, name: str, fn: Callable[[Item], Result], *, depth: int) -> None:
+    def __init__(self, name: str, fn: Callable[[Item], Iterable[Result]], *, depth: int) -> None:
         if depth < 0:
             raise SessionError(f"stage {name} has depth {depth}", fix="use 0 (no thread) or more")
         self.name = name
@@ -57,6 +58,16 @@ class Stage(Generic[Item, Result]):
                 self._changed.notify_all()
                 return
         self._run(item)
+
+    def until_room(self) -> Iterator[Result]:
+        """The results that come while `submit` would have to wait."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._moves)
+                if self._answers():
+                    return
+                result = self._outbox.popleft()
+            yield result
 
     def poll(self) -> list[Result]:
         """The results that are ready, without waiting; the error once there are none."""
@@ -115,6 +126,9 @@ class Stage(Generic[Item, Result]):
         room = self._depth == 0 or len(self._inbox) < self._depth
         return room or self._closed or self._error is not None
 
+    def _moves(self) -> bool:
+        return bool(self._outbox) or self._answers()
+
     def _delivers(self) -> bool:
         done = self._closed and not self._inbox and not self._busy
         return bool(self._outbox) or done or self._error is not None
@@ -140,14 +154,19 @@ class Stage(Generic[Item, Result]):
 
     def _run(self, item: Item) -> None:
         with _Catch() as caught:
-            result = self._fn(item)
+            for result in self._fn(item):
+                self._deliver(result)
         with self._changed:
             self._busy = False
             if caught.error is not None:
                 self._end(_session_error(self.name, caught.error))
-            elif self._error is None:
-                self._outbox.append(result)
             self._changed.notify_all()
+
+    def _deliver(self, result: Result) -> None:
+        with self._changed:
+            if self._error is None:
+                self._outbox.append(result)
+                self._changed.notify_all()
 
     def _end(self, error: BaseException) -> None:
         """Record the first error. The lock is held."""

@@ -89,12 +89,13 @@ class Lane:
                 self._stream.synchronize()
                 self._copies.synchronize()
 
-    def download(self, value: Tensor, host: Tensor, chunk: int) -> None:
-        """Copy what the block has made into memory of the host: whole once the block is left."""
+    def download(self, value: Tensor, host: Tensor, chunk: int) -> torch.cuda.Event | None:
+        """Copy what the block has made into memory of the host: whole once the event has happened,
+        or the block is left; at once where there is no event."""
         if self._stream is None or self._copies is None:
             with span(self.timeline, "copy", "copy to host", chunk, self.device):
                 host.copy_(value)
-            return
+            return None
         self._copies.wait_stream(self._stream)
         with (
             torch.cuda.stream(self._copies),
@@ -102,3 +103,4 @@ class Lane:
         ):
             host.copy_(value, non_blocking=True)
         value.record_stream(self._copies)
+        return self._copies.record_event()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from benchmarks.watched_video import figures, flatness, new_watched
 from llvq.backends.base import CPU
 from llvq.graphs.weight_groups import Limits
 from llvq.models.config import ModelConfig
-from llvq.runtime.session import Session
+from llvq.runtime.session import Part, Session
 
 DEVICE = torch.device("cpu")
 WORDS = ["--steps", "1", "--chunks", "6", "--plain-chunks", "2"]
@@ -69,11 +69,11 @@ def test_what_was_there_when_it_was_cut_off_is_told(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class CutOff(Session):
-        def __iter__(self) -> Iterator[Any]:
-            for chunk in super().__iter__():
-                if chunk.index == 3:
+        def parts(self) -> Generator[Part, None, None]:
+            for part in super().parts():
+                if part.index == 3:
                     signal.raise_signal(signal.SIGINT)
-                yield chunk
+                yield part
 
     monkeypatch.setattr(end_to_end, "Session", CutOff)
     assert end_to_end.main([str(path), *WORDS, "--out", str(tmp_path)]) == 1

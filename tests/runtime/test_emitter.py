@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llvq.runtime.decoder import Decoder
-from llvq.runtime.emitter import ON_THE_HOST, Chunk, Emitter
+from llvq.runtime.emitter import ON_THE_HOST, Chunk, Emitter, Part
 from llvq.runtime.executable import Executable
 from llvq.runtime.timeline import Timeline
 from tests.runtime.fakes import random_chunk, streamed
@@ -20,9 +20,15 @@ def model(request: pytest.FixtureRequest, executable: Executable) -> Executable:
     return streamed(executable) if request.param == "streamed" else executable
 
 
-def emitted(model: Executable, emitter: Emitter, chunks: int) -> Iterator[Chunk]:
+def parts_of(model: Executable, emitter: Emitter, chunks: int) -> Iterator[Part]:
     for index in range(chunks):
-        yield emitter(emitter.take(index, random_chunk(model, index)))
+        yield from emitter(emitter.take(index, random_chunk(model, index)))
+
+
+def emitted(model: Executable, emitter: Emitter, chunks: int) -> Iterator[Chunk]:
+    for part in parts_of(model, emitter, chunks):
+        if part.chunk is not None:
+            yield part.chunk
 
 
 def test_a_chunk_is_what_the_decoder_makes_of_it(model: Executable) -> None:
@@ -31,6 +37,28 @@ def test_a_chunk_is_what_the_decoder_makes_of_it(model: Executable) -> None:
         given = random_chunk(model, chunk.index)
         assert torch.equal(chunk.latents, given.x0) and chunk.latents.dtype == given.x0.dtype
         assert chunk.frames is not None and torch.equal(chunk.frames, decoder(given))
+
+
+def test_parts_are_the_chunk_in_the_same_memory(model: Executable) -> None:
+    calls = model.facts.frames_per_chunk // model.facts.latents_per_decode
+    parts = list(parts_of(model, Emitter(model, decodes=True, depth=1), 2))
+    assert [part.index for part in parts] == [0] * calls + [1] * calls
+    for index in range(2):
+        own = [part for part in parts if part.index == index]
+        assert [part.chunk is None for part in own] == [True] * (calls - 1) + [False]
+        chunk, frames = own[-1].chunk, [part.frames for part in own if part.frames is not None]
+        assert chunk is not None and chunk.frames is not None
+        assert torch.equal(torch.cat(frames), chunk.frames)
+        assert frames[0].data_ptr() == chunk.frames.data_ptr()
+
+
+def test_a_part_is_there_before_the_next_is_made(model: Executable) -> None:
+    """A call of the decoder, a copy of what it made, and out it goes."""
+    timeline = Timeline()
+    emitter = Emitter(model, decodes=True, depth=1, timeline=timeline)
+    for number, _ in enumerate(parts_of(model, emitter, 1), 1):
+        names = [s.name for s in timeline.spans()]
+        assert (names.count("decode"), names.count("copy")) == (number, number + 1)
 
 
 def test_whoever_keeps_a_part_keeps_it_as_it_was(executable: Executable) -> None:
@@ -51,8 +79,8 @@ def test_memory_goes_round(executable: Executable) -> None:
         assert chunk.frames is not None
         places.add((chunk.frames.data_ptr(), chunk.latents.data_ptr()))
         del chunk
-    assert len(places) <= 3, "a chunk of ours, of the generator, and the next"
-    assert emitter._frame_memory.made <= 2 and emitter._frame_memory.limit == 1 + ON_THE_HOST
+    assert len(places) <= 3, "a chunk of ours, of the generators, and the next"
+    assert emitter._frame_memory.made <= 3 and emitter._frame_memory.limit == 1 + ON_THE_HOST
 
 
 def test_without_frames_there_is_no_decoder(executable: Executable) -> None:

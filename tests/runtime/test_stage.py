@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -21,10 +21,10 @@ class Gate:
     def __init__(self) -> None:
         self.entered, self.open = threading.Event(), threading.Event()
 
-    def __call__(self, item: int) -> int:
+    def __call__(self, item: int) -> tuple[int]:
         self.entered.set()
         assert self.open.wait(5)
-        return item
+        return (item,)
 
 
 class Background:
@@ -51,14 +51,14 @@ class Background:
         return not self._thread.is_alive()
 
 
-def square(item: int) -> int:
-    return item * item
+def square(item: int) -> tuple[int]:
+    return (item * item,)
 
 
-def fail_at_two(item: int) -> int:
+def fail_at_two(item: int) -> tuple[int]:
     if item == 2:
         raise ZeroDivisionError("two")
-    return item
+    return (item,)
 
 
 @DEPTHS
@@ -74,13 +74,13 @@ def test_results_are_the_same_at_every_depth(depth: int) -> None:
 
 
 def test_depth_zero_runs_in_the_caller() -> None:
-    with Stage("id", lambda _: threading.get_ident(), depth=0) as stage:
+    with Stage("id", lambda _: [threading.get_ident()], depth=0) as stage:
         stage.submit(None)
         assert stage.poll() == [threading.get_ident()]
 
 
 def test_a_thread_runs_beside_the_caller() -> None:
-    with Stage("id", lambda _: threading.current_thread().name, depth=1) as stage:
+    with Stage("id", lambda _: [threading.current_thread().name], depth=1) as stage:
         stage.submit(None)
         assert next(stage.results()) == "llvq-id"
 
@@ -99,6 +99,77 @@ def test_a_full_inbox_holds_the_producer_back() -> None:
         assert producer.ended()
         stage.close()
         assert list(stage.results()) == [0, 1, 2, 3]
+
+
+class Halves:
+    """Two results of each item, the second behind a gate; an error after those of item 1."""
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+
+    def __call__(self, item: int) -> Iterator[tuple[int, int]]:
+        yield item, 0
+        yield item, self.gate(1)[0]
+        if item == 1:
+            raise ZeroDivisionError("one")
+
+
+def test_a_result_is_there_before_the_next_of_its_item() -> None:
+    halves = Halves()
+    with Stage("half", halves, depth=1) as stage:
+        stage.submit(0)
+        results = stage.results()
+        assert next(results) == (0, 0)
+        assert not halves.gate.open.is_set()
+        halves.gate.open.set()
+        assert next(results) == (0, 1)
+        stage.close()
+        assert list(results) == []
+
+
+def test_results_come_while_there_is_no_room() -> None:
+    """And only then: whoever can submit does that first."""
+    halves = Halves()
+    with Stage("half", halves, depth=1) as stage:
+        assert list(stage.until_room()) == []
+        stage.submit(0)
+        assert halves.gate.entered.wait(2)
+        assert list(stage.until_room()) == []
+        stage.submit(2)
+        waiting = stage.until_room()
+        assert next(waiting) == (0, 0)
+        consumer = Background(lambda: list(waiting))
+        assert consumer.blocked()
+        halves.gate.open.set()
+        assert consumer.ended()
+        stage.cancel()
+
+
+@DEPTHS
+def test_results_before_an_error_in_the_midst_of_an_item(depth: int) -> None:
+    halves, found = Halves(), []
+    halves.gate.open.set()
+    with (
+        pytest.raises(SessionError, match="stage half failed"),
+        Stage("half", halves, depth=depth) as stage,
+    ):
+        stage.submit(0)
+        stage.submit(1)
+        stage.close()
+        for result in stage.results():
+            found.append(result)
+    assert found == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@DEPTHS
+def test_an_error_wakes_whoever_waits_for_room(depth: int) -> None:
+    with (
+        pytest.raises(SessionError, match="stage decode failed"),
+        Stage("decode", fail_at_two, depth=depth) as stage,
+    ):
+        for _ in range(2 * depth + 2):
+            list(stage.until_room())
+            stage.submit(2)
 
 
 @DEPTHS
@@ -123,7 +194,7 @@ def test_an_error_follows_the_results_before_it(depth: int) -> None:
 def test_an_llvq_error_is_raised_as_it_is(depth: int) -> None:
     original = CacheError("no such page")
 
-    def fail(item: int) -> int:
+    def fail(item: int) -> tuple[int]:
         raise original
 
     stage = Stage("denoise", fail, depth=depth)
@@ -136,7 +207,7 @@ def test_an_llvq_error_is_raised_as_it_is(depth: int) -> None:
 
 @DEPTHS
 def test_an_error_that_ends_the_program_is_raised_as_it_is(depth: int) -> None:
-    def leave(item: int) -> int:
+    def leave(item: int) -> tuple[int]:
         raise SystemExit(3)
 
     stage = Stage("denoise", leave, depth=depth)
@@ -157,8 +228,8 @@ def test_an_error_that_nobody_collected_is_raised_at_the_end(depth: int) -> None
 def test_an_error_wakes_a_waiting_producer_and_consumer() -> None:
     gate = Gate()
 
-    def fail_behind_gate(item: int) -> int:
-        return 1 // gate(item)
+    def fail_behind_gate(item: int) -> tuple[int]:
+        return (1 // gate(item)[0],)
 
     stage = Stage("decode", fail_behind_gate, depth=1)
     stage.submit(0)
@@ -191,7 +262,7 @@ def test_cancel_wakes_a_waiting_producer_and_consumer() -> None:
 def test_cancel_drops_what_was_made_and_what_waits() -> None:
     gate, seen = Gate(), []
 
-    def note(item: int) -> int:
+    def note(item: int) -> tuple[int]:
         seen.append(item)
         return gate(item)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llvq.errors import OutputError, SessionError
-from llvq.runtime.executable import Executable
+from llvq.runtime.executable import CompiledStage, Executable
 from llvq.runtime.session import Prompt, Session
 from llvq.runtime.timeline import Timeline
 from llvq.runtime.video import VideoWriter
@@ -24,7 +25,7 @@ from llvq.runtime.write import write
 from tests.runtime.fakes import streamed
 
 pytestmark = pytest.mark.timeout(60)
-CHUNKS = 8
+CHUNKS, PARTS = 8, 2
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +42,7 @@ def session_of(executable: Executable, **options: Any) -> Session:
 
 
 class Kept:
-    """Keeps what is appended, in `delay` seconds each; the third is an error, if there is one."""
+    """Keeps what is appended, in `delay` seconds each; the sixth is an error, if there is one."""
 
     def __init__(self, delay: float = 0.0, error: BaseException | None = None) -> None:
         self.frames: list[Tensor] = []
@@ -49,7 +50,7 @@ class Kept:
 
     def append(self, frames: Tensor) -> None:
         time.sleep(self.delay)
-        if self.error is not None and len(self.frames) == 2:
+        if self.error is not None and len(self.frames) == 5:
             raise self.error
         self.frames.append(frames.clone())
 
@@ -62,10 +63,33 @@ def test_what_is_written_is_what_is_made(
     wanted = list(session_of(executable, latents_only=latents_only))
     kept, began = Kept(delay), time.perf_counter()
     told = list(write(session_of(executable, latents_only=latents_only), kept))
-    assert [written.chunk for written in told] == list(range(CHUNKS))
+    assert [written.chunk for written in told if written.whole] == list(range(CHUNKS))
+    assert len(told) == len(kept.frames) == CHUNKS * (1 if latents_only else PARTS)
     assert began < told[0].when and told == sorted(told, key=lambda written: written.when)
-    for found, chunk in zip(kept.frames, wanted, strict=True):
-        assert torch.equal(found, chunk.latents if chunk.frames is None else chunk.frames)
+    made = [chunk.latents if chunk.frames is None else chunk.frames for chunk in wanted]
+    assert torch.equal(torch.cat(kept.frames), torch.cat(made))
+
+
+def test_frames_are_written_before_the_rest_of_their_chunk_is_made(executable: Executable) -> None:
+    """The second call of the decoder waits until what the first one made is written."""
+    model, written = streamed(executable), threading.Event()
+    stage = model.stage("decode")
+
+    def waits(*values: Tensor) -> Any:
+        assert written.wait(30)
+        return stage.graph(*values)
+
+    class Told(Kept):
+        def append(self, frames: Tensor) -> None:
+            super().append(frames)
+            written.set()
+
+    later = CompiledStage("decode", waits, stage.inputs, stage.outputs)  # type: ignore[arg-type]
+    model = replace(model, stages={**model.stages, "decode": later})
+    prompt = session_of(executable).script[0]
+    kept = Told()
+    list(write(Session(model, [prompt] * 2, steps=1), kept))
+    assert len(kept.frames) == 2 * PARTS
 
 
 def test_it_is_written_while_the_next_is_made(executable: Executable) -> None:
@@ -76,7 +100,8 @@ def test_it_is_written_while_the_next_is_made(executable: Executable) -> None:
     ends = {(s.lane, s.chunk): s.end for s in spans}
     begins = {(s.lane, s.chunk): s.begin for s in reversed(spans)}
     assert begins["denoise", 2] < ends["write", 0], "not one after the other"
-    assert all(ends["decode", i] <= begins["write", i] for i in range(CHUNKS))
+    assert all(begins["decode", i] < begins["write", i] for i in range(CHUNKS))
+    assert all(ends["decode", i] < ends["write", i] for i in range(CHUNKS))
 
 
 def test_an_error_of_the_file_system(executable: Executable) -> None:
