@@ -47,6 +47,9 @@ RING_CONV = "llvq.ring_conv.default"
 NVFP4 = {"w4a4": "fp4"}
 NVFP4_LINEARS = (
     "llvq.nvfp4_linear.default",
+    "llvq.nvfp4_linear_gate_residual.default",
+    "llvq.nvfp4_linear_gelu.default",
+    "llvq.nvfp4_linear_gelu_quantize.default",
     "llvq.nvfp4_linear_lowrank.default",
     "llvq.nvfp4_linear_swizzled.default",
 )

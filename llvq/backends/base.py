@@ -93,6 +93,13 @@ _NVFP4 = _ON_GPU | {
 _EMULATED = _NVFP4 | {"nvfp4_linear": "triton:dequant"}
 # The same with what only tensor cores that multiply it can run.
 _W4A4 = _NVFP4 | {"paged_attention_fp4": TRITON}
+_W4A4_LINEARS = (
+    "nvfp4_linear",
+    "nvfp4_linear_gate_residual",
+    "nvfp4_linear_gelu",
+    "nvfp4_linear_gelu_quantize",
+    "nvfp4_linear_swizzled",
+)
 # Weights in NVFP4, activations as they are.
 _W4A16 = _ON_GPU | {"dequantize": TRITON, "nvfp4_linear_w4a16": TRITON}
 # Weights widened to FP8, activations in FP8. cuBLASLt multiplies.
@@ -125,7 +132,7 @@ _SM120 = dict.fromkeys(
 
 def _linear(ops: Mapping[str, str], implementation: str) -> Mapping[str, str]:
     """The ops with what multiplies NVFP4 by NVFP4 on a chip that does so in its tensor cores."""
-    linears = dict.fromkeys(("nvfp4_linear", "nvfp4_linear_swizzled"), implementation)
+    linears = dict.fromkeys(_W4A4_LINEARS, implementation)
     return MappingProxyType({**ops, **linears, "swizzle_scales": TORCH})
 
 

@@ -1,6 +1,11 @@
 """The llvq dialect: every op the compiler raises to, fuses into, and the runtime executes."""
 
 from llvq.dialect.cache_ops import paged_attention, paged_attention_kept, write_kept, write_page
+from llvq.dialect.epilogue_ops import (
+    nvfp4_linear_gate_residual,
+    nvfp4_linear_gelu,
+    nvfp4_linear_gelu_quantize,
+)
 from llvq.dialect.fp4_attention_ops import paged_attention_fp4
 from llvq.dialect.fp8_attention_ops import (
     attention_fp8,
@@ -43,13 +48,22 @@ from llvq.dialect.nvfp4_ops import (
     nvfp4_linear,
     quantize,
 )
-from llvq.dialect.registry import BF16_ROUNDING, DIALECT, EXACT, Op, Tolerance, known_ops
+from llvq.dialect.registry import (
+    BF16_ROUNDING,
+    CODE_ROUNDING,
+    DIALECT,
+    EXACT,
+    Op,
+    Tolerance,
+    known_ops,
+)
 from llvq.dialect.ring_ops import ring_conv, ring_write, ring_write_normed
 from llvq.dialect.swizzled_ops import nvfp4_linear_swizzled, swizzle_scales
 from llvq.dialect.w4a16_ops import nvfp4_linear_w4a16
 
 __all__ = [
     "BF16_ROUNDING",
+    "CODE_ROUNDING",
     "DIALECT",
     "EXACT",
     "Op",
@@ -73,6 +87,9 @@ __all__ = [
     "norm_modulate_quantize",
     "norm_modulate_quantize_fp8",
     "nvfp4_linear",
+    "nvfp4_linear_gate_residual",
+    "nvfp4_linear_gelu",
+    "nvfp4_linear_gelu_quantize",
     "nvfp4_linear_lowrank",
     "nvfp4_linear_swizzled",
     "nvfp4_linear_w4a16",

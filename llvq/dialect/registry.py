@@ -30,6 +30,9 @@ ATTENTION_ROUNDING = Tolerance(2**-6)
 # A result that is rounded, then added to something and rounded again. What is rounded may be twice
 # what comes out, and tensor cores of Hopper keep 14 bits of a sum of products in FP8.
 SUM_ROUNDING = Tolerance(2**-5)
+# NVFP4 of a result that was rounded before: a code may be the next one, and a block may take the
+# other of two scales, 1.5 times as large.
+CODE_ROUNDING = Tolerance(2**-1)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,9 @@ LINEARS = {
     "aten.linear.default": 1,
     "llvq.fp8_linear.default": 1,
     "llvq.nvfp4_linear.default": 2,
+    "llvq.nvfp4_linear_gate_residual.default": 2,
+    "llvq.nvfp4_linear_gelu.default": 2,
+    "llvq.nvfp4_linear_gelu_quantize.default": 2,
     "llvq.nvfp4_linear_lowrank.default": 2,
     "llvq.nvfp4_linear_swizzled.default": 2,
     "llvq.nvfp4_linear_w4a16.default": 1,
@@ -71,7 +74,7 @@ def node_macs(node: Node) -> int:
     if name in LINEARS:
         features = _shape(node.args[0])[-1] * LINEARS[name]
         rank = _shape(node.args[8])[1] if "lowrank" in name else 0
-        return _numel(node) * (features + rank)
+        return _outputs(node) * (features + rank)
     if name == "llvq.lowrank_add.default":
         x, rank = _shape(node.args[1]), _shape(node.args[2])[0]
         return (torch.Size(x).numel() + _numel(node)) * rank
@@ -156,6 +159,14 @@ def _pages(node: Node) -> int:
 
 def _shape(node: Any) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
+
+
+def _outputs(linear: Node) -> int:
+    """How many sums a linear makes; what one with a GELU returns is made of them."""
+    if isinstance(linear.meta["val"], torch.Tensor):
+        return _numel(linear)
+    x, w = (_shape(linear.args[place]) for place in (0, 3))
+    return prod(x[:-1]) * w[0]
 
 
 def _numel(node: Node) -> int:

@@ -2,11 +2,12 @@
 
 A program says W4A4: NVFP4 on both sides of every quantized linear, attention in the dtype of the
 model. `w4a4-emulated` runs it as it is. The others rewrite its stages here, on export: weights,
-inputs, outputs and the level stay what they are. `w4a4` has scales of weights swizzled at load, and
-multiplies Q with K in NVFP4 where the recipe says so. `w4a8` multiplies in FP8, linears and
-attention, and its activations have a scale per token, so that static scales from a calibration play
-no part in it; smoothing stays. `w4a16` leaves activations in the dtype of the model. A site that is
-left over is an error, which no recipe can accept: nothing would run it.
+inputs, outputs and the level stay what they are. `w4a4` has scales of weights swizzled at load, has
+linears do the GELU or the gated residual that follows them, and multiplies Q with K in NVFP4 where
+the recipe says so. `w4a8` multiplies in FP8, linears and attention, and its activations have a
+scale per token, so that static scales from a calibration play no part in it; smoothing stays.
+`w4a16` leaves activations in the dtype of the model. A site that is left over is an error, which no
+recipe can accept: nothing would run it.
 
 A decoder is streamed whatever the numerics: its contract becomes that of rings and of frames. What
 `w4a8` computes of a prompt alone moves to `condition`, last of all.
@@ -28,6 +29,7 @@ from llvq.passes.channels_last import channels_last
 from llvq.passes.fuse_add_norm_fp8 import fuse_add_norm_fp8
 from llvq.passes.fuse_attention_fp8 import fuse_attention_fp8
 from llvq.passes.fuse_conv_residual import fuse_conv_residual
+from llvq.passes.fuse_gemm_epilogues import fuse_gemm_epilogues
 from llvq.passes.fuse_qk_norm_fp8 import fuse_qk_norm_fp8
 from llvq.passes.hold_rings import hold_rings
 from llvq.passes.manager import Pass, Report, measure, report
@@ -49,6 +51,7 @@ LOWERINGS: Mapping[str, tuple[Pass, ...]] = MappingProxyType(
     {
         "w4a4": (
             Pass(swizzle_weights, Level.STAGED, "exact"),
+            Pass(fuse_gemm_epilogues, Level.STAGED, "exact"),
             Pass(scores_in_fp4, Level.STAGED, "rounds"),
         ),
         "w4a4-emulated": (),

@@ -6,6 +6,7 @@ again and compared with what the graph says.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -105,9 +106,16 @@ def quantized_once(node: Node) -> str | None:
 
 
 def scalar_scale(node: Node) -> str | None:
-    """A static scale is one fp32 number, a weight: it is known before the program runs."""
+    """A static scale is one fp32 number, a weight: it is known before the program runs.
+
+    The scale of a value may also come from the call that gives the value.
+    """
     scale = node.kwargs.get("global_scale") if is_call(node, *QUANTIZES) else None
     if not isinstance(scale, Node):
+        return None
+    value = node.args[0]
+    found = is_call(scale, operator.getitem) and is_call(value, operator.getitem)
+    if found and scale.args[0] is value.args[0]:  # type: ignore[union-attr]
         return None
     known = scale.op == "get_attr" and dtype(scale) == torch.float32 and shape(scale) == ()
     return None if known else f"its static scale {scale.name} is no fp32 weight of one number"

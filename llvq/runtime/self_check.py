@@ -16,13 +16,16 @@ from torch import Tensor
 from llvq.artifact.kernels import Check
 from llvq.backends.implementations import find_implementation
 from llvq.backends.triton.specialize import Launcher
-from llvq.dialect import DIALECT, EXACT, Op
+from llvq.dialect import CODE_ROUNDING, DIALECT, EXACT, Op
 from llvq.errors import KernelError
 from llvq.runtime.random_arguments import random_arguments
 
 # Sums run in another order on every device, and a value that they move by an ulp may round to the
 # next code: exact results may differ in so many bytes, and in numbers by so much of the largest.
 FLIPPED, ULP = 1e-3, 2**-7
+# Codes of the sum of a linear, which the reference takes from operands rounded to its dtype: 3%
+# were measured.
+FLIPPED_AFTER_SUMS = 0.06
 
 
 def self_check(checks: Iterable[Check], launch: Launcher, device: torch.device) -> None:
@@ -79,6 +82,9 @@ def _differences(op: Op, found: Any, wanted: Any) -> Iterator[str]:
 
 def _distance(op: Op, ours: Tensor, reference: Tensor) -> tuple[float, float]:
     """How far two results are apart, and how far they may be."""
+    if reference.dtype == torch.uint8 and op.tolerance == CODE_ROUNDING:
+        differ = positive_zeros(ours) != positive_zeros(reference)
+        return differ.float().mean().item(), FLIPPED_AFTER_SUMS
     if reference.dtype == torch.uint8 or (reference.itemsize == 1 and op.tolerance == EXACT):
         differ = ours.view(torch.uint8) != reference.view(torch.uint8)
         return differ.float().mean().item(), FLIPPED
@@ -87,3 +93,9 @@ def _distance(op: Op, ours: Tensor, reference: Tensor) -> tuple[float, float]:
     wanted = reference.float()
     furthest = (ours.float() - wanted).abs().amax()
     return (furthest / wanted.abs().amax().clamp_min(1e-30)).item(), op.tolerance.relative or ULP
+
+
+def positive_zeros(codes: Tensor) -> Tensor:
+    """E2M1 codes, two to a byte, with 0 for -0: far out, a GELU is one or the other."""
+    low, high = codes & 15, codes >> 4
+    return codes - 8 * (low == 8) - 128 * (high == 8)

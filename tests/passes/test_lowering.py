@@ -78,14 +78,19 @@ def test_contracts_and_weights_stay(numerics: str, compiled_nvfp4: Compiled) -> 
 
 
 def test_only_linears_change_in_w4a4(compiled_nvfp4: Compiled) -> None:
-    """Each has a weight of its own, and both names count the same calls."""
+    """Each has a weight of its own. Scales are dynamic: a quantize stays behind each GELU."""
     modules = stages_of(compiled_nvfp4)
     before = calls(modules, "denoise")
     lower_to_numerics(modules, "w4a4", NVFP4)
     found = calls(modules, "denoise")
-    linears = before.pop("llvq.nvfp4_linear")
-    assert found.pop("llvq.nvfp4_linear_swizzled") == linears == 2 * 6
-    assert found.pop("llvq.swizzle_scales") == linears and found == before
+    linears, gelus, gates = 2 * 6, 2, 2 * 2
+    assert found.pop("llvq.nvfp4_linear_swizzled") == linears - gelus - gates
+    assert found.pop("llvq.nvfp4_linear_gelu") == gelus == before.pop("llvq.gelu_quantize")
+    assert found.pop("llvq.nvfp4_linear_gate_residual") == gates
+    assert before.pop("llvq.nvfp4_linear") == linears == found.pop("llvq.swizzle_scales")
+    before["llvq.quantize"] += gelus
+    before["llvq.gate_residual"] -= gates
+    assert +found == +before
 
 
 def test_a_block_in_w4a8(compiled_nvfp4: Compiled) -> None:

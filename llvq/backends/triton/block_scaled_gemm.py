@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 import triton
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from llvq.backends.triton.gemm import Tile, aligned, column_scales, grouped_tile, segment_text
-from llvq.backends.triton.specialize import Launcher
+from llvq.backends.triton.specialize import Constant, Launcher
 
 ATOM_ROWS, ATOM_COLUMNS = 128, 4
 ATOM = ATOM_ROWS * ATOM_COLUMNS
@@ -31,8 +32,7 @@ SWIZZLED_ATOMS = 16
 WIDE = Tile(128, 256, 256, 8, 4)
 NARROW = Tile(128, 128, 256, 8, 3)
 SM120 = Tile(128, 128, 128, 8, 5)
-# A launch with fewer wide tiles than a B200 has SMs is cut into narrow ones.
-SMS = 148
+SMS = 148  # of a B200
 GROUP = 8
 
 
@@ -49,8 +49,7 @@ def nvfp4_linear(
     dtype: torch.dtype,
 ) -> Tensor:
     """llvq.nvfp4_linear and llvq.nvfp4_linear_swizzled on sm_100a and sm_103a."""
-    rows, features = prod(x_codes.shape[:-1]), w_codes.shape[0]
-    tile = WIDE if WIDE.count(rows, features) >= SMS else NARROW
+    tile = tile_of_sm100(prod(x_codes.shape[:-1]), w_codes.shape[0])
     x, w = (x_codes, x_scales, x_global), (w_codes, w_scales, w_global)
     return _linear(launch, x, w, bias, segments, dtype, tile)
 
@@ -69,7 +68,18 @@ def nvfp4_linear_sm120(
 ) -> Tensor:
     """The same on sm_120a, which has less shared memory and keeps sums in registers."""
     x, w = (x_codes, x_scales, x_global), (w_codes, w_scales, w_global)
-    return _linear(launch, x, w, bias, segments, dtype, SM120)
+    tile = tile_of_sm120(prod(x_codes.shape[:-1]), w_codes.shape[0])
+    return _linear(launch, x, w, bias, segments, dtype, tile)
+
+
+def tile_of_sm100(rows: int, features: int) -> Tile:
+    """A launch with fewer wide tiles than a B200 has SMs is cut into narrow ones."""
+    return WIDE if WIDE.count(rows, features) >= SMS else NARROW
+
+
+def tile_of_sm120(rows: int, features: int) -> Tile:
+    """One tile for all shapes."""
+    return SM120
 
 
 def swizzle_scales(launch: Launcher, scales: Tensor) -> Tensor:
@@ -99,15 +109,34 @@ def _linear(
     dtype: torch.dtype,
     tile: Tile,
 ) -> Tensor:
+    out = x[0].new_empty((*x[0].shape[:-1], w[0].shape[0]), dtype=dtype)
+    launch_gemm(launch, block_scaled_gemm, x, w, (bias, out), segments, tile)
+    return out
+
+
+def launch_gemm(
+    launch: Launcher,
+    kernel: Any,
+    x: Held,
+    w: Held,
+    results: tuple[Tensor | None, ...],
+    segments: Sequence[int],
+    tile: Tile,
+    *sizes: int,
+    **constants: Constant,
+) -> None:
+    """A kernel that begins with `block_sums`; `results` are its own tensors, `sizes` integers.
+
+    Exact, as everything that is fused with it is: a fusion then changes no bit.
+    """
     x_codes, w_codes = aligned(x[0]), aligned(w[0])
     rows, features, columns = prod(x_codes.shape[:-1]), w_codes.shape[0], 2 * x_codes.shape[-1]
-    out = x_codes.new_empty((*x_codes.shape[:-1], features), dtype=dtype)
     launch(
-        block_scaled_gemm,
+        kernel,
         (tile.count(rows, features),),
         *(x_codes, swizzle_scales(launch, x[1]), x[2]),
         *(w_codes, swizzle_scales(launch, w[1]), w[2]),
-        *(bias, out, rows, features, columns),
+        *(*results, rows, features, columns, *sizes),
         SEGMENTS=segment_text(segments),
         BLOCK_M=tile.m,
         BLOCK_N=tile.n,
@@ -116,8 +145,9 @@ def _linear(
         STAGES=tile.stages,
         warps=tile.warps,
         stages=tile.stages,
+        exact=True,
+        **constants,
     )
-    return out
 
 
 @triton.jit
@@ -153,8 +183,35 @@ def block_scaled_gemm(
     GROUP: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    tiles = (tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
-    tile_m, tile_n = grouped_tile(tl.program_id(0), tiles[0], tiles[1], GROUP)
+    tile_m, tile_n = grouped_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N), GROUP)
+    operands = (x_codes, x_atoms, w_codes, w_atoms)
+    acc = block_sums(operands, tile_m, tile_n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, STAGES)
+    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    y = scaled_sums(acc, x_global, w_global, bias, column, N, SEGMENTS)
+    to = row.to(tl.int64)[:, None] * N + column[None, :]
+    inside = (row < M)[:, None] & (column < N)[None, :]
+    tl.store(out + to, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def block_sums(
+    operands,
+    tile_m,
+    tile_n,
+    M,
+    N,
+    K,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Products of codes and scales, summed over K in fp32: one tile of the output.
+
+    `operands` are codes and atoms of x, and those of w.
+    """
+    x_codes, x_atoms, w_codes, w_atoms = operands
     x = tl.make_tensor_descriptor(x_codes, [M, K // 2], [K // 2, 1], [BLOCK_M, BLOCK_K // 2])
     w = tl.make_tensor_descriptor(w_codes, [N, K // 2], [K // 2, 1], [BLOCK_N, BLOCK_K // 2])
     x_scales = atoms_descriptor(x_atoms, M, K, BLOCK_M, BLOCK_K)
@@ -166,14 +223,16 @@ def block_scaled_gemm(
         x_scale = load_atoms(x_scales, tile_m, k, BLOCK_M, BLOCK_K)
         w_scale = load_atoms(w_scales, tile_n, k, BLOCK_N, BLOCK_K)
         acc = tl.dot_scaled(x_tile, x_scale, "e2m1", w_tile.T, w_scale, "e2m1", acc)
-    row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    acc = acc * tl.load(x_global) * column_scales(w_global, column, SEGMENTS)[None, :]
+    return acc
+
+
+@triton.jit
+def scaled_sums(acc, x_global, w_global, bias, column, N, SEGMENTS: tl.constexpr):
+    """The output of the linear, fp32, in the columns of `acc`."""
+    y = acc * tl.load(x_global) * column_scales(w_global, column, SEGMENTS)[None, :]
     if bias is not None:
-        acc += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
-    to = row.to(tl.int64)[:, None] * N + column[None, :]
-    inside = (row < M)[:, None] & (column < N)[None, :]
-    tl.store(out + to, acc.to(out.dtype.element_ty), mask=inside)
+        y += tl.load(bias + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
+    return y
 
 
 @triton.jit

@@ -21,7 +21,7 @@ ROWS = 8
 
 
 @triton.jit
-def _gated(x, y, gate, STREAM: tl.constexpr, BRANCH: tl.constexpr, GATE: tl.constexpr):
+def gated(x, y, gate, STREAM: tl.constexpr, BRANCH: tl.constexpr, GATE: tl.constexpr):
     """`x + gate * y`; a gate in the dtype of the branch rounds after every step."""
     y = rounded(gate * y, GATE) if GATE == BRANCH else gate * y
     return rounded(rounded(x, GATE) + y, STREAM)
@@ -52,7 +52,7 @@ def _gate_residual_kernel(
     for row in range(first, min(first + ROWS, group * rows + rows)):
         residual = load_halves(x + row * x_stride, place, mask)
         added = load_halves(y + row * y_stride, place, mask)
-        found = _gated(residual, added, factor, stream, branch, kind)
+        found = gated(residual, added, factor, stream, branch, kind)
         store_halves(out + row * width, place, found, mask)
 
 

@@ -11,6 +11,14 @@ from typing import Any
 
 from llvq.backends.library_gemm import nvfp4_linear_library
 from llvq.backends.triton import fp8_attention_cudnn
+from llvq.backends.triton.block_scaled_epilogues import (
+    nvfp4_linear_gate_residual,
+    nvfp4_linear_gate_residual_sm120,
+    nvfp4_linear_gelu,
+    nvfp4_linear_gelu_quantize,
+    nvfp4_linear_gelu_quantize_sm120,
+    nvfp4_linear_gelu_sm120,
+)
 from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
 from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
 from llvq.backends.triton.fp8_attention import (
@@ -55,6 +63,12 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "nvfp4_linear:dequant": nvfp4_linear_dequant,
     "nvfp4_linear:library": nvfp4_linear_library,
     "nvfp4_linear:sm120": nvfp4_linear_sm120,
+    "nvfp4_linear_gate_residual": nvfp4_linear_gate_residual,
+    "nvfp4_linear_gate_residual:sm120": nvfp4_linear_gate_residual_sm120,
+    "nvfp4_linear_gelu": nvfp4_linear_gelu,
+    "nvfp4_linear_gelu:sm120": nvfp4_linear_gelu_sm120,
+    "nvfp4_linear_gelu_quantize": nvfp4_linear_gelu_quantize,
+    "nvfp4_linear_gelu_quantize:sm120": nvfp4_linear_gelu_quantize_sm120,
     "nvfp4_linear_swizzled": nvfp4_linear,
     "nvfp4_linear_swizzled:library": nvfp4_linear_library,
     "nvfp4_linear_swizzled:sm120": nvfp4_linear_sm120,
