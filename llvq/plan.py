@@ -29,7 +29,7 @@ from llvq.plan_stages import RunningStage, running_stages
 from llvq.recipe import Recipe, recipe_from_dict
 from llvq.roofline import Roofline, roofline
 from llvq.runtime.contract import InputSpec
-from llvq.runtime.executable import RunFacts, Streamed
+from llvq.runtime.executable import DECODING, RunFacts, Streamed
 
 # How often each stage runs; the order is that of a video.
 RUNS = {
@@ -66,6 +66,7 @@ class Plan:
 
     With `streaming`, weights are in the memory of the host but `resident` bytes of them. A video
     that begins with an image takes `image` bytes more, and all else is of one that does not.
+    `decoding` is all that the stages that decode take, as on a device of their own.
     `excluded` maps a glob of the recipe to the linears of the denoiser that it keeps. `roofline` is
     there for the chips of GPUs.
     """
@@ -80,6 +81,7 @@ class Plan:
     loading: int
     encoding: int
     image: int
+    decoding: int
     kv: KvUse | None
     stages: tuple[StageUse, ...]
     excluded: Mapping[str, tuple[str, ...]]
@@ -170,6 +172,7 @@ def _plan(
     video = {name: stage for name, stage in both.items() if name != IMAGE}
     taken, more = (play(each, facts, on_gpu=on_gpu, limits=limits) for each in (video, both))
     encoder = running.get(ENCODING)
+    decoding = {name: stage for name, stage in running.items() if name in DECODING}
     return Plan(
         target=target,
         numerics=chosen.numerics,
@@ -181,11 +184,21 @@ def _plan(
         loading=taken.loading,
         encoding=0 if encoder is None else alone(encoder, on_gpu=on_gpu, limits=limits),
         image=_device_bytes(more) - _device_bytes(taken),
+        decoding=_alone(decoding, facts, on_gpu=on_gpu, limits=limits),
         kv=kv_use(facts),
         stages=tuple(_use(name, running[name], facts) for name in _in_order(stages)),
         excluded=_excluded(stages, recipe),
         roofline=roofline(stages, facts, recipe, target, chosen.numerics, lowered=True),
     )
+
+
+def _alone(
+    stages: Mapping[str, RunningStage], facts: RunFacts, *, on_gpu: bool, limits: Limits | None
+) -> int:
+    """What stages take that are on a device of their own."""
+    taken = play(stages, facts, on_gpu=on_gpu, limits=limits)
+    state = sum(spec.nbytes for spec in state_specs(stages, facts).values())
+    return max(taken.loading, _device_bytes(taken) + state + sum(taken.workspace.values()))
 
 
 def _device_bytes(taken: Taken) -> int:

@@ -1,11 +1,13 @@
 """The memory that a video takes of a device, pool by pool: PyTorch's allocator, played through.
 
 A stream has a pool of its own, and so have CUDA graphs that share one. What a pool has taken it
-keeps, so that the first call of a stage, which is not recorded, and its recording count both.
+keeps, until something is recorded: `torch.cuda.graph` begins by giving back what is free in all
+pools. So a stage takes the most either while it runs as it is or once it is recorded.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -29,7 +31,8 @@ CONDITION, MODULATE = "condition", "modulate"
 @dataclass(frozen=True)
 class Taken:
     """Bytes. `loading` is the most until all weights are there, `resident` those on the device;
-    `workspace` what pools take beside weights and tensors that are held by name."""
+    `workspace` what pools take beside weights and tensors that are held by name, when they take
+    the most."""
 
     loading: int
     resident: int
@@ -55,9 +58,7 @@ def play(
     _hold(main, slots)
     records = on_gpu and limits is None
     named = sum(resident.values()) + sum(slots)
-    workspace = {"denoising": _denoise(main, stages, facts, records=records) - named}
-    if records:
-        workspace["denoising, recorded"] = _recorded(stages, EVERY_CALL)
+    workspace = _denoise(main, stages, facts, named, records=records)
     workspace |= _decode(stages, facts, on_gpu=on_gpu, records=records)
     moved = None if limits is None else streamed(groups)
     return Taken(loading, sum(resident.values()), workspace, moved)
@@ -131,12 +132,20 @@ def _slots(groups: Mapping[str, tuple[Group, ...]]) -> Iterable[int]:
 
 
 def _denoise(
-    pool: Pool, stages: Mapping[str, RunningStage], facts: RunFacts, *, records: bool
-) -> int:
-    """What the pool takes in the end, less what is held by name beside weights."""
+    pool: Pool,
+    stages: Mapping[str, RunningStage],
+    facts: RunFacts,
+    named: int,
+    *,
+    records: bool,
+) -> dict[str, int]:
+    """Beside `named` bytes of weights. Each longer history runs once as it is, when shorter ones
+    are recorded."""
+    if not any(name in stages for name in EVERY_CALL):
+        return {"around weights": pool.reserved - named}
     pages = [_nbytes(dtype, shape) for _, dtype, shape in facts.pages.tensors]
-    named = sum(pages)
     _hold(pool, pages)
+    named += sum(pages)
     for name, calls in ((CONDITION, 1), (MODULATE, facts.steps + 1)):
         if name in stages:
             for _ in range(calls):  # views of more are copied, and so kept alone
@@ -148,31 +157,64 @@ def _denoise(
         buffers = [spec.nbytes for spec in buffer_specs(stages, facts)]
         _hold(pool, buffers)
         named += sum(buffers)
+    first = {"denoising": _run_all(pool, stages) - named}
+    if not records:
+        return first
+    pool.trim()
+    pool.most = pool.reserved
+    again = {
+        "denoising": _run_all(pool, stages) - named,
+        "denoising, recorded": _recorded(stages, EVERY_CALL),
+    }
+    return _largest(first, again)
+
+
+def _run_all(pool: Pool, stages: Mapping[str, RunningStage]) -> int:
+    """The most until all stages that denoise have run."""
     for name in EVERY_CALL:
         if name in stages:
             _give_back(pool, pool.run(stages[name].allocations.events))
-    return _final(pool) - named
+    return _final(pool)
 
 
 def _decode(
     stages: Mapping[str, RunningStage], facts: RunFacts, *, on_gpu: bool, records: bool
 ) -> dict[str, int]:
-    """On a stream of its own, beside the state of the decoder."""
+    """On a stream of its own, beside the state of the decoder.
+
+    A GPU may be told to make all frames of a chunk before the first of them are copied.
+    """
     if not any(name in stages for name in DECODING):
         return {}
-    pool = Pool(on_gpu)
+    pool, records = Pool(on_gpu), records and not facts.loops
     state = [spec.nbytes for spec in state_specs(stages, facts).values()]
     _hold(pool, state)
-    frames: list[Block] = []  # of the call before, which are on their way
-    for name in (*DECODING, DECODING[1]):
-        _give_back(pool, pool.run(stages[name].allocations.events))
-        returned = sum(stages[name].results) - (sum(state) if facts.loops else 0)
-        _give_back(pool, dict(enumerate(frames)))
-        frames = [pool.allocate(returned)]
-    rows = {"decoding": _final(pool) - sum(state)}
-    if records and not facts.loops:
-        rows["decoding, recorded"] = _recorded(stages, DECODING[1:])
-    return rows
+    returned = sum(stages[DECODING[1]].results) - (sum(state) if facts.loops else 0)
+    calls = facts.frames_per_chunk // facts.latents_per_decode if on_gpu else 1
+    waiting: deque[Mapping[int, Block]] = deque()
+    for name in (*DECODING, *[DECODING[1]] * (0 if records else calls)):
+        made: Mapping[int, Block] = pool.run(stages[name].allocations.events)
+        if facts.loops:  # state takes the place of that before
+            _give_back(pool, made)
+            made = {0: pool.allocate(returned)}
+        waiting.append(made)
+        if len(waiting) > calls:
+            _give_back(pool, waiting.popleft())
+    first = {"decoding": _final(pool) - sum(state)}
+    if not records:
+        return first
+    pool.trim()
+    pool.most = pool.reserved
+    _hold(pool, [returned] * (calls - 1))
+    recorded = {
+        "decoding": _final(pool) - sum(state),
+        "decoding, recorded": _recorded(stages, DECODING[1:]),
+    }
+    return _largest(first, recorded)
+
+
+def _largest(*moments: dict[str, int]) -> dict[str, int]:
+    return max(moments, key=lambda rows: sum(rows.values()))
 
 
 def _recorded(stages: Mapping[str, RunningStage], names: Iterable[str]) -> int:

@@ -87,6 +87,22 @@ def test_a_gpu_takes_segments_and_a_pool_of_recordings(
     assert made.workspace["denoising"] == segments - named + CUBLAS_WORKSPACE
 
 
+def test_a_recording_gives_back_what_is_free(
+    stages: dict[str, RunningStage], facts: RunFacts
+) -> None:
+    """What a prompt took alone is not there when a longer history runs."""
+    del stages["modulate"]
+    transient = stage((1, 80 * MIB), (0, 2 * MIB), (1, None), results=2 * MIB)
+    stages["condition"] = stage((0, 2 * MIB), results=2 * MIB)
+    large = {**stages, "condition": transient}
+    kept, trimmed = (
+        play(large, facts, on_gpu=True, limits=limits).workspace["denoising"]
+        - play(stages, facts, on_gpu=True, limits=limits).workspace["denoising"]
+        for limits in (Limits(), None)
+    )
+    assert (trimmed, kept) == (0, 30 * MIB)
+
+
 def test_weights_have_the_form_before_their_last_while_they_are_loaded(facts: RunFacts) -> None:
     folded = stage(
         weights={"folded": bytes_of(20 * MIB), "scales": bytes_of(10 * MIB)},
@@ -104,8 +120,17 @@ def test_what_the_decoder_holds_is_beside_the_denoiser(
     both = {**stages, "decode_first": made, "decode": made}
     found = play(both, facts, on_gpu=False).workspace
     assert found["decoding"] == 80 * MIB  # with the frames of the call before
-    recorded = play(both, facts, on_gpu=True).workspace["decoding, recorded"]
-    assert recorded == (70 + 20) * MIB + CUBLAS_WORKSPACE
+    on_gpu = play(both, facts, on_gpu=True).workspace
+    assert on_gpu["decoding, recorded"] == (70 + 20) * MIB + CUBLAS_WORKSPACE
+    # Of the first calls only frames are left; all frames of a chunk may wait to be copied.
+    calls = facts.frames_per_chunk // facts.latents_per_decode
+    assert on_gpu["decoding"] == -(-calls // 4) * 20 * MIB + CUBLAS_WORKSPACE
+
+
+def test_stages_that_decode_on_a_device_of_their_own_take_no_pages(facts: RunFacts) -> None:
+    made = stage((0, 70 * MIB), (0, None), weights={"vae.w": bytes_of(30 * MIB + 1)})
+    found = play({"decode_first": made, "decode": made}, facts, on_gpu=True).workspace
+    assert found["around weights"] == 2 * MIB - 1 and "denoising" not in found
 
 
 def test_weights_that_pass_through_take_their_slots(facts: RunFacts) -> None:

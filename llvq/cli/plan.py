@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 GIB, GB = 2**30, 10**9
 COUNTED = (
     "workspace: what stages allocate, in pools that PyTorch keeps: of each stream, and of CUDA\n"
-    "graphs. The context of a GPU, kernels, and scratch of libraries come on top."
+    "graphs, whose recording gives back what is free. The context of a GPU, kernels, and scratch\n"
+    "of libraries come on top."
 )
 # Bytes per second from pinned memory, of PCIe 4.0 and 5.0 with 16 lanes.
 LINKS = {"PCIe 4.0": 25e9, "PCIe 5.0": 50e9}
@@ -195,6 +196,8 @@ def _memory_rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
     if plan.image:
         yield _row("beginning with an image, more", plan.image)
     yield _row("total at the peak", plan.total)
+    if plan.decoding:
+        yield _row("of it to decode: weights, held, workspace", plan.decoding)
 
 
 def _row(name: str, nbytes: int) -> tuple[str, str, str]:
