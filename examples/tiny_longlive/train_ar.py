@@ -41,7 +41,7 @@ RUN_CHUNKS = 5  # trained chunks of a sample
 COPIES = 3  # of each, at noise levels of their own: its clean history is computed once for all
 LONGEST = 96  # chunks of the longest video: 64 seconds
 OPENINGS_ONLY = 0.12  # of the phase: first what the prompt means, then how it goes on
-PLACES_STEPS = 300  # with which the phase begins
+PLACES_STEPS, PLACES_ERROR = 800, 0.2  # with which the phase begins, at most and until
 RATE, MEAN = 1e-3, 0.999
 
 
@@ -100,8 +100,8 @@ def train(
     """Every step an opening and a run, at first two openings. `save` is called with the mean."""
     masters = Masters(model.modules, rate=rate, muon=True, ema=MEAN)
     if progress.part[0] == 1:
-        learn_places(model, masters, steps, pool)
-        progress.note(places="learned")
+        count, error = learn_places(model, masters, steps, pool)
+        progress.note(places_steps=count, places=round(error, 4))
     shift, going = pool.config.stream.shift, True
     while going:
         if progress.step % renew_every == renew_every - 1:
@@ -122,13 +122,19 @@ def train(
 
 
 def learn_places(
-    model: Denoiser, masters: Masters, steps: Steps, pool: Pool, count: int = PLACES_STEPS
-) -> None:
-    """Where a token is, from pure noise: before all else, since little can be learned without."""
-    for step in range(count):
+    model: Denoiser, masters: Masters, steps: Steps, pool: Pool, most: int = PLACES_STEPS
+) -> tuple[int, float]:
+    """Where a token is, from pure noise: before all else, since little can be learned without.
+
+    Until the error is below PLACES_ERROR, or for `most` steps. Returns the steps and the error.
+    """
+    for step in range(1, most + 1):
         samples = pool.choose()[1]
-        learn(steps, "places", samples, partial(places_loss, model, samples.layout))
-        masters.step(min((step + 1) / 20, 1.0))
+        (error,) = learn(steps, "places", samples, partial(places_loss, model, samples.layout))
+        masters.step(min(step / 20, 1.0))
+        if step % 50 == 0 and error < PLACES_ERROR:
+            break
+    return step, float(error)
 
 
 def learn_flow(model: Denoiser, steps: Steps, samples: Samples, shift: float) -> tuple[Tensor, ...]:
