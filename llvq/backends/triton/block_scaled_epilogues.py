@@ -167,7 +167,7 @@ def strips_of(acc, STRIPS: tl.constexpr):
         left, right = _halves(acc)
         first, second = _halves(left)
         third, fourth = _halves(right)
-        strips = (first, second, third, fourth)
+        strips = (first, second, third, fourth)  # type: ignore[assignment]
     return strips
 
 
