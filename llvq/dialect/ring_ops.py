@@ -7,7 +7,8 @@ first frame.
 
 Which frames a call has is in `decoded` (int64 []), the latents decoded before it: its first frame
 is `first_frame(decoded, rate, skip) + offset`, where `rate` frames go into the ring for a latent,
-but one for the very first, and the first `skip` frames of the video do not.
+but one for the very first, and the first `skip` frames of the video do not. Convolutions that share
+a ring are some slots apart, which their `offset` counts too.
 
 Shapes: T frames of a call, H and W height and width, C channels in, N channels out.
 """

@@ -40,11 +40,11 @@ def weight_of(randn: Any, *shape: int, dtype: Any) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [BF16, FP8])
 @pytest.mark.parametrize(
-    ("size", "channels", "features", "frames", "decoded", "residual"),
+    ("size", "channels", "features", "frames", "decoded", "residual", "behind"),
     [
-        ((4, 6), 32, 24, 2, 1, True),
-        ((5, 24), 80, 136, 1, 5, True),
-        ((2, 66), 16, 264, 1, 3, False),
+        ((4, 6), 32, 24, 2, 1, True, 0),
+        ((5, 24), 80, 136, 1, 5, True, 0),
+        ((2, 66), 16, 264, 1, 3, False, 4),
     ],
 )
 def test_a_causal_convolution(
@@ -58,14 +58,17 @@ def test_a_causal_convolution(
     frames: int,
     decoded: int,
     residual: bool,
+    behind: int,
 ) -> None:
-    ring = ring_of(randn, frames + 2, *size, channels, dtype)
+    """In a ring that it shares too, so many slots behind another one."""
+    slots = frames + 2 + behind
+    ring = ring_of(randn, slots, *size, channels, dtype)
     weight = weight_of(randn, features, 3, 3, 3, channels, dtype=dtype)
     scales = (None, None)
     if dtype == FP8:
         scales = (randn(1, dtype=FP32).abs(), randn(features, dtype=FP32).abs() / 100)
     more = randn(frames, *size, features) if residual else None
-    when = (torch.tensor(decoded, device=device), 2, 0, 1, frames, False)
+    when = (torch.tensor(decoded, device=device), 2, 0, (1 - behind) % slots, frames, False)
     args = (ring, weight, randn(features), *scales, more, *when)
     found, again = ring_conv(launch, *args), ring_conv_sm90(launch, *args)
     assert relative_error(found, conv_op.reference(*args)) <= conv_op.tolerance.relative
