@@ -47,7 +47,7 @@ class Places(nn.Module):
         losses = []
         for guess, axis in zip(guesses, grid, strict=True):
             scores = guess.log_softmax(-1).unflatten(1, (-1, axis.numel()))
-            right = F.one_hot(axis.flatten(), guess.shape[-1])
+            right = axis.flatten()[:, None] == torch.arange(guess.shape[-1], device=axis.device)
             losses.append(-(scores * right).sum(-1).mean(-1))
         return torch.stack(losses).sum(0)
 

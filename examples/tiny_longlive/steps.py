@@ -66,8 +66,12 @@ def own_stream(device: str) -> Iterator[None]:
     if not device.startswith("cuda"):
         yield
         return
-    with torch.cuda.stream(torch.cuda.Stream(device)):
+    outside, own = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    # Streams do not wait for each other: weights may still be on their way.
+    own.wait_stream(outside)
+    with torch.cuda.stream(own):
         yield
+    outside.wait_stream(own)
 
 
 def gradients(loss: Work, *inputs: Tensor) -> tuple[Tensor, ...]:

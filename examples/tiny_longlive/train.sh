@@ -89,8 +89,8 @@ work=$!
 tail -f --pid=$work "$to/log.txt" &
 waited=0
 while kill -0 $work 2> /dev/null; do
-    sleep 5
-    waited=$((waited + 5))
+    sleep 1
+    waited=$((waited + 1))
     if [ $((waited % 120)) = 0 ]; then pack; fi
 done
 status=0

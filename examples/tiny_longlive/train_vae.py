@@ -25,7 +25,7 @@ from llvq.models.vae_causal import StartState
 from llvq.quality.similarity import ssim
 
 FRAMES = 13
-RATE = 4e-4  # at 2e-3 nothing is learned until the rate has come down
+RATE = 6e-4  # at 2e-3, with Adam, nothing is learned until the rate has come down
 CROP = 128
 WHOLE_FROM = 0.7  # of the training: whole frames, since the middle attends over all of one
 KL, DETAIL = 3e-4, 1.0
@@ -110,7 +110,7 @@ def train(
     renew_every: int = 20,
 ) -> None:
     """`save` is called with the mean of the weights. Whole frames are fewer at once."""
-    masters = Masters([vae], rate=rate, betas=(0.9, 0.98), ema=0.998)
+    masters = Masters([vae], rate=rate, muon=True, betas=(0.9, 0.98), ema=0.998)
     going = True
     while going:
         if progress.step % renew_every == renew_every - 1:

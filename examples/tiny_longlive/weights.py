@@ -158,5 +158,5 @@ def _as_matrix(parameter: Tensor) -> tuple[int, int]:
 
 def _is_matrix(name: str, parameter: Tensor) -> bool:
     """A layer inside of a network: neither an embedding nor one of its ends."""
-    inside = any(part in name for part in INSIDE)
-    return inside and parameter.ndim in (2, 4, 5) and "relative_attention_bias" not in name
+    inside = any(part in name for part in INSIDE) and name.endswith(".weight")
+    return inside and parameter.ndim >= 2 and "relative_attention_bias" not in name

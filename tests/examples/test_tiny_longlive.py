@@ -253,6 +253,27 @@ def test_llvq_reads_what_is_written(tmp_path: Path) -> None:
     assert torch.equal(again.head.modulation, dit.head.modulation.bfloat16().float())
 
 
+def test_weights_are_replaced_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = toy()
+    dit, text = new_dit(config), new_text_encoder(config)
+    write_denoiser(tmp_path, config, dit.state_dict(), text.state_dict())
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def killed(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("examples.tiny_longlive.model.write_tokenizer", killed)
+    other = CausalWanDit(config.dit).state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        write_denoiser(tmp_path, config, other, text.state_dict())
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir() if f.is_file()} == before
+    monkeypatch.undo()
+    write_denoiser(tmp_path, config, other, text.state_dict())
+    assert {file.name for file in tmp_path.iterdir()} == set(before)
+    assert torch.equal(read_denoiser(tmp_path, config)[0].state_dict()["head.modulation"],
+                       other["head.modulation"].bfloat16().float())  # fmt: skip
+
+
 def test_the_whole_model_is_at_most_40_megabytes() -> None:
     config = tiny_longlive()
     assert config.vae is not None and config.text is not None
