@@ -29,6 +29,7 @@ FP8_OPS = (
     "attention_quantize_fp8",
     "paged_attention_fp8",
     "paged_attention_quantize_fp8",
+    "window_attention_quantize_fp8",
     "conv3d_fp8",
 )
 # What each kind of call is held against.
