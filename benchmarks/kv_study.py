@@ -11,8 +11,9 @@ others: bf16 with another attention implementation, which is noise that every se
 from another seed, which is another video. The first chunk has no history: a study of the cache
 leaves it out.
 
-`--identity module:function` names a function of (frames of each chunk, uint8 [F, H, W, 3]; the
-prompt of each chunk) that gives a score for each chunk.
+Where prompts are captions of tiny-longlive, a detector looks for the objects that they name:
+identity is the share of objects and frames that show one in its colour, shape and size. Rows that
+are calibrated need ModelOpt, and see other prompts and seeds than those that are judged.
 
 Writes NAME.txt and NAME.json to benchmarks/results.
 """
@@ -20,7 +21,6 @@ Writes NAME.txt and NAME.json to benchmarks/results.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import platform
 import shlex
@@ -36,8 +36,10 @@ import torch
 
 import llvq
 from benchmarks.study_rows import Row, as_json, table
-from benchmarks.study_runs import Identity, Setting, Study, Variant, run_study, setting
-from examples.tiny_longlive.captions import caption, sample_scene
+from benchmarks.study_runs import Judge, Setting, Study, Variant, run_study, setting
+from examples.tiny_longlive.captions import caption, parse, sample_scene
+from examples.tiny_longlive.identity import by_chunk
+from llvq.calibrate.modelopt_backend import modelopt_version
 from llvq.checkpoints.checkpoint import json_beside
 from llvq.checkpoints.model import open_model
 from llvq.checkpoints.random import tiny_config, write_random_checkpoint
@@ -48,6 +50,7 @@ from llvq.runtime.denoiser import Denoiser
 from llvq.runtime.executable import Executable
 from llvq.runtime.session import schedule_of
 
+CALIBRATION_SEED, CALIBRATION_VIDEOS = 10_000, 8
 ROOT = Path(__file__).parent.parent
 TINY, RESULTS = ROOT / "examples/tiny_longlive/weights", ROOT / "benchmarks/results"
 
@@ -96,6 +99,12 @@ WEIGHTS = Study(
     (
         *READING,
         *(Variant(rule, weights_by(rule)) for rule in ("max", "four_over_six", "mse_sweep")),
+        *(
+            Variant(
+                f"four_over_six, {name}", weights_by("four_over_six"), calibrate=f"modelopt:{name}"
+            )
+            for name in ("awq_lite", "svdquant")
+        ),
     ),
     first=0,
     nbytes=weight_bytes,
@@ -112,19 +121,22 @@ def shots_of(options: argparse.Namespace, *, is_tiny: bool) -> dict[int, Sequenc
     return {seed: (DEFAULT_PROMPTS[seed % len(DEFAULT_PROMPTS)],) for seed in seeds}
 
 
-def load_identity(name: str | None) -> Identity | None:
-    """`module:function`. Raises SessionError."""
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
+def judge_of(shots: Mapping[int, Sequence[str]]) -> Judge | None:
+    """Who tells whether objects hold, if every prompt is a caption."""
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SessionError(
-            f"cannot import {name!r}",
-            because=str(error),
-            fix="name a function as module:function, importable from here",
-        ) from error
+        for prompt in (prompt for prompts in shots.values() for prompt in prompts):
+            parse(prompt)
+    except ValueError:
+        return None
+    return by_chunk
+
+
+def calibration_file(scratch: Path) -> Path:
+    """Captions, one per line, of scenes that no seed of a study has."""
+    scenes = [sample_scene(Random(CALIBRATION_SEED + index)) for index in range(CALIBRATION_VIDEOS)]
+    path = scratch / "prompts.txt"
+    path.write_text("\n".join(map(caption, scenes)), encoding="utf-8")
+    return path
 
 
 def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, Any]:
@@ -151,13 +163,15 @@ def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, 
 def as_text(head: Mapping[str, Any], rows: Sequence[Row], study: Study) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     random = "The weights are random: no number here says how a trained model fares.\n"
+    told = "identity" in rows[0].samples[0].numbers
+    identity = " Identity: what share of objects hold; its drift." if told else ""
     judged = "Chunk 0 has no history and is left out." if study.first else ""
     return (
         f"$ {head['command']}\n{head['device']}; {versions}\n\n{study.title}\n{head['video']}\n"
         + (random if head["random_weights"] else "")
         + f"Against bf16 of the same noise and prompts, free-running. {judged}\n"
         "Mean over seeds and sample standard deviation; worst, median and last are of the chunks\n"
-        f"of a video, drift is the slope of SQNR.\n\n{table(rows, rows[0].nbytes)}\n"
+        f"of a video, drift is the slope of SQNR.{identity}\n\n{table(rows, rows[0].nbytes)}\n"
     )
 
 
@@ -173,7 +187,6 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--steps", type=_positive, help="sampling steps (default: the model's)")
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--prompt", action="append", help="a shot of every video; may be given more than once")
-    add("--identity", help="module:function, see above")
     add("--name", help="of the files in benchmarks/results (default: kv_study or weight_study)")
     add("--out", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     return parser.parse_args(given)
@@ -222,16 +235,23 @@ def opened(options: argparse.Namespace, study: Study, scratch: Path) -> Setting:
         raise TargetError(
             "cannot run videos on cuda", because="torch sees no GPU here", fix="use --device cpu"
         )
+    if any(variant.calibrate for variant in study.variants):
+        modelopt_version()
     path = options.checkpoint or TINY
     if options.checkpoint is None and not TINY.is_dir():
         path = write_random_checkpoint(scratch, tiny_config(), seed=0)
+    is_tiny = path.resolve() == TINY
+    shots = shots_of(options, is_tiny=is_tiny)
+    judge = judge_of(shots)
     return setting(
         open_model(path),
-        shots_of(options, is_tiny=path.resolve() == TINY),
+        shots,
         chunks=options.chunks,
         device=options.device,
         steps=options.steps,
-        identity=load_identity(options.identity),
+        judge=judge,
+        scratch=scratch,
+        calibration_prompts=calibration_file(scratch) if judge else None,
     )
 
 

@@ -27,6 +27,7 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
     "ssim_median": ("SSIM median", 4),
     "ssim_last": ("last", 4),
     "identity": ("identity", 3),
+    "identity_drift": ("drift /min", 3),
 }
 
 
@@ -61,7 +62,10 @@ def measure(reference: Sequence[Chunk], chunks: Sequence[Chunk]) -> list[dict[st
 
 
 def summarize(chunks: Sequence[Mapping[str, float]], first: int) -> dict[str, float]:
-    """The numbers of a video, over its chunks from `first` on. Drift is the slope of the SQNR."""
+    """The numbers of a video, over its chunks from `first` on. Drift is the slope of the SQNR.
+
+    The identity of a chunk is NaN where no frame can tell.
+    """
     judged = chunks[first:]
     sqnr = [chunk["sqnr_db"] for chunk in judged]
     numbers = {
@@ -76,7 +80,8 @@ def summarize(chunks: Sequence[Mapping[str, float]], first: int) -> dict[str, fl
             values = [chunk[key] for chunk in judged]
             numbers |= {f"{name}_median": median(values), f"{name}_last": values[-1]}
     if "identity" in judged[0]:
-        numbers["identity"] = mean(chunk["identity"] for chunk in judged)
+        told = [chunk["identity"] for chunk in judged if not math.isnan(chunk["identity"])]
+        numbers["identity"] = mean(told) if told else math.nan
     return numbers
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
 from benchmarks.study_rows import Row, Sample, measure, summarize
+from examples.tiny_longlive.identity import Identity
+from llvq.calibrate.facts_file import with_facts
+from llvq.calibrate.run import Request, calibrate
 from llvq.checkpoints.model import VideoModel
 from llvq.compiler import compile_model, instantiate
 from llvq.errors import SessionError
@@ -23,17 +28,23 @@ from llvq.runtime.session import Chunk, Prompt
 from llvq.runtime.shots import cues
 
 OTHER_SEED = 1000
-Identity = Callable[[Sequence[Tensor], Sequence[str]], Sequence[float]]
+CALIBRATION_CHUNKS = 4  # of a video: a window is full
+# Frames of each chunk, the prompt of each chunk, frames per second: a score for each chunk.
+Judge = Callable[[Sequence[Tensor], Sequence[str], float], Identity]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: a recipe, run as it is, with another attention, or from another seed."""
+    """One row: a recipe, run as it is, with another attention, or from another seed.
+
+    `calibrate` is what `llvq quantize --calibrate` is given for it.
+    """
 
     name: str
     recipe: Recipe
     attention: bool = False
     other_seed: bool = False
+    calibrate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +59,20 @@ class Study:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all variants share. `scripts` and `prompts` are by seed, an entry for each chunk."""
+    """What all variants share. `scripts` and `prompts` are by seed, an entry for each chunk.
+
+    `judge` is None where prompts do not say what to look for. Calibrations are made in `scratch`,
+    on the videos of `calibration_prompts`, a file, or of the prompts of llvq.
+    """
 
     model: VideoModel
     plain: Executable
     scripts: Mapping[int, list[Prompt]]
     prompts: Mapping[int, list[str]]
     steps: int
-    identity: Identity | None
+    judge: Judge | None
+    scratch: Path
+    calibration_prompts: Path | None = None
 
 
 def setting(
@@ -65,7 +82,9 @@ def setting(
     chunks: int,
     device: str,
     steps: int | None,
-    identity: Identity | None,
+    judge: Judge | None,
+    scratch: Path,
+    calibration_prompts: Path | None = None,
 ) -> Setting:
     """Compile the bf16 model and encode the prompts. Raises LlvqError."""
     plain = instantiate(compile_model(model.config, BF16), model.source, device)
@@ -79,14 +98,29 @@ def setting(
     tokenizer = PromptTokenizer(model.bundle.tokenizer, plain.facts.text_len)
     scripts = {s: make_script(plain, tokenizer, given, chunks) for s, given in shots.items()}
     prompts = {s: [cue.prompt for cue in cues(given, chunks, "")] for s, given in shots.items()}
-    return Setting(model, plain, scripts, prompts, steps or plain.facts.steps, identity)
+    steps = steps or plain.facts.steps
+    return Setting(model, plain, scripts, prompts, steps, judge, scratch, calibration_prompts)
 
 
 def build(at: Setting, variant: Variant) -> Executable:
     if variant.recipe is BF16:
         return at.plain
-    compiled = compile_model(at.model.config, variant.recipe)
-    return instantiate(compiled, at.model.source, str(at.plain.device))
+    model = at.model if variant.calibrate is None else calibrated(at, variant, variant.calibrate)
+    compiled = compile_model(model.config, variant.recipe, calibration=model.calibration)
+    return instantiate(compiled, model.source, str(at.plain.device))
+
+
+def calibrated(at: Setting, variant: Variant, config: str) -> VideoModel:
+    """The model with what ModelOpt finds for a row. Raises LlvqError."""
+    request = Request(
+        config,
+        prompts=at.calibration_prompts,
+        chunks=CALIBRATION_CHUNKS,
+        seed=2 * OTHER_SEED,
+        device=str(at.plain.device),
+    )
+    work = at.scratch / config.replace(":", "-")
+    return with_facts(at.model, calibrate(at.model, variant.recipe, request, work).path)
 
 
 def videos(at: Setting, model: Executable, variant: Variant) -> Iterator[list[Chunk]]:
@@ -126,9 +160,15 @@ def _row(
     for seed, reference, found in zip(at.scripts, references, made, strict=True):
         chunks = measure(reference, found)
         frames = [chunk.frames for chunk in found if chunk.frames is not None]
-        if at.identity is not None and frames:
-            scores = at.identity(frames, at.prompts[seed])
-            chunks = [{**c, "identity": float(s)} for c, s in zip(chunks, scores, strict=True)]
-        numbers = summarize(chunks, study.first)
+        numbers = dict[str, float]()
+        if at.judge is not None and frames:
+            judged = at.judge(frames, at.prompts[seed], model.facts.fps)
+            chunks = [
+                {**chunk, "identity": math.nan if score is None else score}
+                for chunk, score in zip(chunks, judged.score, strict=True)
+            ]
+            slope = judged.drift["score"].per_minute
+            numbers["identity_drift"] = math.nan if slope is None else slope
+        numbers = summarize(chunks, study.first) | numbers
         samples.append(Sample(seed, tuple(dict.fromkeys(at.prompts[seed])), chunks, numbers))
     return Row(variant.name, study.nbytes(model), samples)

@@ -96,11 +96,14 @@ class ObjectCurves:
 class Identity:
     """One video. `seconds` are the middles of the spans, `score` their shares of what holds.
 
-    `others`: by colour that no object of the shot has, the share of frames that show it.
+    `colour` and `agreement` are means over the objects in view. `others`: by colour that no object
+    of the shot has, the share of frames that show it. `drift` is of score, colour and agreement.
     """
 
     seconds: list[float]
     score: Curve
+    colour: Curve
+    agreement: Curve
     objects: list[ObjectCurves]
     others: dict[str, Curve]
     drift: dict[str, Drift]
@@ -145,15 +148,14 @@ def identity(
     joined = _joined(marks)
     minutes = [(span.start + span.stop) / (2 * 60 * fps) for span in spans]
     held = joined.present & joined.shape & joined.size
-    score = _curve(held, joined.known, spans)
     curves = {
-        "score": score,
+        "score": _curve(held, joined.known, spans),
         "colour": _curve(joined.colour, joined.seen, spans),
         "agreement": _curve(joined.agreement, joined.seen, spans),
     }
     return Identity(
         seconds=[60 * minute for minute in minutes],
-        score=score,
+        **curves,
         objects=[
             _object(joined, spans, index, k, thing, shot.start)
             for index, shot in enumerate(shots)
@@ -211,6 +213,24 @@ def by_chunk(frames: Sequence[Tensor], prompts: Sequence[str], fps: float = data
             shots.append(Shot(start, scene))
         spans.append(Span(start, stop, len(shots) - 1))
     return identity(torch.cat(list(frames)), shots, spans, fps)
+
+
+def curves(frames: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, list[float]]:
+    """What the report of a comparison draws of the frames of each chunk (`Request.judge`).
+
+    Raises ValueError for a prompt outside the grammar.
+    """
+    found = by_chunk(frames, prompts)
+    named = {
+        "Identity: share of objects that hold": found.score,
+        "Colour: CIE76 difference to the named one": found.colour,
+        "Shape: agreement with the named one": found.agreement,
+        **{f"Share of frames that show a {o.name} (shot {o.shot})": o.holds for o in found.objects},
+    }
+    return {
+        name: [math.nan if value is None else value for value in curve]
+        for name, curve in named.items()
+    }
 
 
 def _marks(frames: Tensor, scene: Scene) -> _Marks:

@@ -79,7 +79,7 @@ def shots_of(
             because=f"they must rise, between 0 and its end at {frames / fps:.2f} s",
             fix="give the seconds at which each prompt but the first begins",
         )
-    return [Shot(start, _scene(text)) for start, text in zip(starts, prompts, strict=True)]
+    return [Shot(start, scene_of(text)) for start, text in zip(starts, prompts, strict=True)]
 
 
 def _spread(prompts: Sequence[str], frames: int) -> list[int]:
@@ -90,7 +90,8 @@ def _spread(prompts: Sequence[str], frames: int) -> list[int]:
     return [max(0, chunk * per_chunk - (STRIDE - 1)) for chunk in firsts]
 
 
-def _scene(text: str) -> Scene:
+def scene_of(text: str) -> Scene:
+    """What a prompt asks for. Raises SessionError."""
     try:
         return parse(text)
     except ValueError as error:

@@ -7,19 +7,20 @@ by one.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import llvq
 from llvq.compiler import instantiate
 from llvq.errors import TargetError
-from llvq.quality.comparison import Comparison, Video
+from llvq.quality.comparison import Comparison, Judged, Video
 from llvq.quality.layers import (
     LayerError,
     add_probes,
@@ -44,12 +45,16 @@ from llvq.runtime.executable import Executable
 from llvq.runtime.load import executable
 from llvq.runtime.prompts import PromptTokenizer
 from llvq.runtime.session import Chunk
+from llvq.runtime.shots import cues
 
 # What torch does not take by itself on either device: the noise of one implementation to the next.
 OTHER_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # Told (what is being done, how much of it is done, how much there is).
 Progress = Callable[[str, int, int], None]
+# Given the frames of each chunk, uint8 [F, H, W, 3], and the prompt of each: a value for each chunk
+# by the name of a curve.
+Judge = Callable[[Sequence[Tensor], Sequence[str]], Mapping[str, Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ class Request:
     """The video to compare on: one prompt per shot. `steps` None is the model's own number.
 
     Without prompts, the shots of DEFAULT_PROMPTS. `frames` judges the video by the whole protocol:
-    noise floor, another seed, and VMAF if this machine has it.
+    noise floor, another seed, and VMAF if this machine has it. `judge` is asked about both sides:
+    what only someone who knows the model can see, as whether the objects of a prompt are there.
     """
 
     prompts: tuple[str, ...] = ()
@@ -66,6 +72,7 @@ class Request:
     steps: int | None = None
     device: str = "cpu"
     frames: bool = False
+    judge: Judge | None = None
 
     @property
     def shots(self) -> tuple[str, ...]:
@@ -131,7 +138,24 @@ def _compare_videos(
         ceiling=_errors(baseline, others, "ceiling", vmaf),
         baseline=baseline,
         quantized=free,
+        judged=_judged(pair, request, {"bf16": baseline, "nvfp4": free}),
     )
+
+
+def _judged(pair: Pair, request: Request, sides: Mapping[str, list[Chunk]]) -> Judged:
+    if request.judge is None or not pair.has_vae:
+        return {}
+    script = cues(request.shots, request.chunks, pair.facts.scene_cut_prefix)
+    prompts = [cue.prompt for cue in script]
+    found = {
+        side: request.judge([c.frames for c in chunks if c.frames is not None], prompts)
+        for side, chunks in sides.items()
+    }
+    names = dict.fromkeys(name for curves in found.values() for name in curves)
+    return {
+        name: {side: list(curves[name]) for side, curves in found.items() if name in curves}
+        for name in names
+    }
 
 
 def _errors(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from statistics import median
 from typing import Any
@@ -17,13 +17,17 @@ from llvq.quality.sizes import Sizes
 from llvq.quality.structure import Structure
 from llvq.runtime.session import Chunk
 
+# By the name of a curve and the side, bf16 or nvfp4: a value for each chunk, NaN where unknown.
+Judged = Mapping[str, Mapping[str, Sequence[float]]]
+
 
 @dataclass(frozen=True)
 class Video:
     """One script run by both sides; `baseline` and `quantized` are the free-running chunks.
 
     What to hold the errors against, None if it was not asked for: `floor`, BF16 with another
-    attention implementation, and `ceiling`, BF16 from another seed, each against BF16.
+    attention implementation, and `ceiling`, BF16 from another seed, each against BF16. `judged`
+    is what the judge of a request said.
     """
 
     free: list[ChunkError]
@@ -32,6 +36,7 @@ class Video:
     ceiling: list[ChunkError] | None
     baseline: list[Chunk]
     quantized: list[Chunk]
+    judged: Judged = field(default_factory=dict)
 
     @property
     def runs(self) -> dict[str, list[ChunkError]]:
@@ -86,6 +91,7 @@ class Comparison:
             },
             "summary": {name: summary(run) for name, run in video.runs.items()},
             "health": {side: [h.to_dict() for h in found] for side, found in video.health.items()},
+            "judged": video.judged,
         }
         return _spell(document)
 

@@ -100,7 +100,14 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     if any(frames.values()):
         psnr = {name: [found.psnr_db for found in run] for name, run in frames.items()}
         yield f"<h2>PSNR of frames per chunk</h2>{curves(psnr, unit='dB')}"
+        yield from _judged_curves(comparison)
         yield from _health_curves(comparison)
+
+
+def _judged_curves(comparison: Comparison) -> Iterator[str]:
+    for name, sides in comparison.video.judged.items():
+        lines = {side.upper(): line for side, line in sides.items()}
+        yield f"<h2>{escape(name)}</h2>{curves(lines, unit='value of the chunk')}"
 
 
 def _health_curves(comparison: Comparison) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from llvq.quality.comparison import Comparison, by_kind, summary, worst_first
 from llvq.quality.frames import FrameError
 from llvq.quality.health import Health
-from llvq.quality.metrics import NOTHING, Energies
+from llvq.quality.metrics import NOTHING, Energies, slope
 
 WORST = 10
 RUN_NAMES = {
@@ -44,6 +44,7 @@ def all_tables(comparison: Comparison) -> list[Table]:
         _worst(comparison),
         _chunks(comparison),
         _frames(comparison),
+        _judged(comparison),
         _health(comparison),
         _summary(comparison),
     ]
@@ -169,6 +170,24 @@ def _frame_cells(found: FrameError) -> tuple[str, str, str, str]:
     multi = "-" if found.ms_ssim is None else f"{found.ms_ssim:.4f}"
     vmaf = "-" if found.vmaf is None else f"{found.vmaf:.2f}"
     return (decibel(found.psnr_db), f"{found.ssim:.4f}", multi, vmaf)
+
+
+def _judged(comparison: Comparison) -> Table:
+    rows = [
+        (name, side.upper(), *(f"{value:.3f}" for value in _over_chunks(line)))
+        for name, sides in comparison.video.judged.items()
+        for side, line in sides.items()
+    ]
+    columns = ("curve", "side", "mean", "last known", "drift per chunk")
+    return Table("Judged", columns, rows, "By the judge of the request; over what it could tell.")
+
+
+def _over_chunks(line: Sequence[float]) -> tuple[float, float, float]:
+    known = [value for value in line if math.isfinite(value)]
+    if not known:
+        return (math.nan, math.nan, math.nan)
+    drift = slope(line) if len(known) == len(line) else math.nan
+    return (sum(known) / len(known), known[-1], drift)
 
 
 def _health(comparison: Comparison) -> Table:

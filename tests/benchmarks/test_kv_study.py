@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from benchmarks import kv_study
-from benchmarks.kv_study import KV, arguments, load_identity, main, shots_of
+from benchmarks.kv_study import KV, arguments, calibration_file, judge_of, main, shots_of
 from examples.tiny_longlive.captions import parse
+from examples.tiny_longlive.identity import by_chunk
+from llvq.calibrate import modelopt_backend
 from llvq.checkpoints.random import tiny_config, write_random_checkpoint
-from llvq.errors import SessionError
 from llvq.models.config import ModelConfig
 
 
@@ -53,7 +55,6 @@ def test_a_study_is_written_with_how_it_was_made(
         (["--chunks", "1"], "has nothing to judge"),
         (["--device", "cuda"], "torch sees no GPU"),
         (["nowhere.pt"], "nowhere.pt"),
-        (["--identity", "no_such_module:f"], "no_such_module"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_a_sentence(
@@ -79,9 +80,24 @@ def test_prompts_are_those_of_the_model() -> None:
     assert set(both.values()) == {("a", "b")}
 
 
-def test_identity_is_a_function_by_name() -> None:
-    assert load_identity(None) is None
-    assert load_identity("json:dumps") is json.dumps
-    for name in ("json:no_such", "json", ":dumps", "no_such_module:f"):
-        with pytest.raises(SessionError, match="cannot import"):
-            load_identity(name)
+def test_identity_is_judged_where_every_prompt_is_a_caption(tmp_path: Path) -> None:
+    captions = shots_of(arguments(["--seeds", "2"]), is_tiny=True)
+    assert judge_of(captions) is by_chunk
+    assert judge_of({**captions, 7: ("a red kite",)}) is None
+    held_out = calibration_file(tmp_path).read_text().splitlines()
+    assert len(set(held_out)) == 8
+    for text in held_out:
+        parse(text)
+        assert (text,) not in captions.values()
+
+
+def test_a_calibrated_row_needs_modelopt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(modelopt_backend, "version", no_such_package)
+    assert main(["--weights", "--out", str(tmp_path)]) == 2
+    assert "modelopt" in capsys.readouterr().err.lower() and not list(tmp_path.iterdir())
+
+
+def no_such_package(name: str) -> str:
+    raise PackageNotFoundError(name)

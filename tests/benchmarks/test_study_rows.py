@@ -33,6 +33,12 @@ def test_a_video_is_judged_from_its_first_history_on() -> None:
     assert math.isnan(summarize(CHUNKS, 0)["drift"])
 
 
+def test_chunks_that_cannot_tell_are_left_out_of_identity() -> None:
+    hidden = [{**chunk, "identity": math.nan} for chunk in CHUNKS]
+    assert summarize([*hidden[:3], CHUNKS[2]], 1)["identity"] == 1.0
+    assert math.isnan(summarize(hidden, 1)["identity"])
+
+
 def test_latents_alone_give_no_numbers_of_frames() -> None:
     latents = [{"sqnr_db": chunk["sqnr_db"]} for chunk in CHUNKS]
     assert set(summarize(latents, 1)) == {"sqnr_worst", "sqnr_median", "sqnr_last", "drift"}

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from benchmarks.kv_study import KV, READING, WEIGHTS, page_bytes
 from benchmarks.study_rows import Row, over_seeds
-from benchmarks.study_runs import Setting, Study, Variant, run_study, setting
+from benchmarks.study_runs import Setting, Study, Variant, calibrated, run_study, setting
+from examples.tiny_longlive.identity import Drift, Identity
+from llvq.calibrate.facts_file import read_header
 from llvq.checkpoints.bundle import Bundle
-from llvq.checkpoints.model import VideoModel
+from llvq.checkpoints.model import VideoModel, open_model
+from llvq.checkpoints.random import tiny_config, write_random_checkpoint
 from llvq.compiler import compile_model, instantiate
 from llvq.errors import SessionError
 from llvq.formats.kv import KV_FORMATS
@@ -38,7 +41,9 @@ def make_setting(config: ModelConfig, weights: DictSource, **options: Any) -> Se
     embeds = torch.randn(1, 5, 32, generator=random).bfloat16()
     scripts = {seed: [Prompt(embeds)] * CHUNKS for seed in SEEDS}
     prompts = {seed: [f"prompt {seed}"] * CHUNKS for seed in SEEDS}
-    return Setting(model, plain, scripts, prompts, 1, **{"identity": None, **options})
+    return Setting(
+        model, plain, scripts, prompts, 1, **{"judge": None, "scratch": Path(), **options}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,32 +100,56 @@ def test_seeds_are_other_videos(kv: dict[str, Row]) -> None:
 
 def test_rules_of_weights_are_rows_too(tiny: Setting) -> None:
     rules = WEIGHTS.variants[len(READING) :]
-    assert [variant.name for variant in rules] == ["max", "four_over_six", "mse_sweep"]
+    assert [variant.name for variant in rules] == [
+        "max", "four_over_six", "mse_sweep", "four_over_six, awq_lite", "four_over_six, svdquant"
+    ]  # fmt: skip
     plain, found = run_study(replace(WEIGHTS, variants=rules[:1]), tiny)
     assert found.nbytes < plain.nbytes
     assert all(math.isfinite(chunk["sqnr_db"]) for s in found.samples for chunk in s.chunks)
 
 
-def share_of_bright(frames: Sequence[Tensor], prompts: Sequence[str]) -> list[float]:
+def share_of_bright(frames: Sequence[Tensor], prompts: Sequence[str], fps: float) -> Identity:
+    """Not of the first chunk, which says that it cannot tell; it falls by 7 a minute."""
     assert len(frames) == len(prompts) == CHUNKS and prompts[0].startswith("prompt")
-    return [(f > 127).float().mean().item() for f in frames]
+    score = [(f > 127).float().mean().item() for f in frames]
+    drift = {"score": Drift(-7.0, 0.1)}
+    return Identity([], [None, *score[1:]], [], [], objects=[], others={}, drift=drift)
 
 
 def test_frames_and_identity_are_judged_where_there_are_frames(
     whole_config: ModelConfig, make_whole_weights: Weights
 ) -> None:
     weights = make_whole_weights(whole_config)
-    at = make_setting(whole_config, weights, identity=share_of_bright)
-    study = Study("one row", (Variant("again", BF16),), first=1, nbytes=page_bytes)
+    at = make_setting(whole_config, weights, judge=share_of_bright)
+    study = Study("one row", (Variant("again", BF16),), first=0, nbytes=page_bytes)
     plain, again = run_study(study, at)
-    assert plain.samples == again.samples
+    assert plain.samples[0].numbers == again.samples[0].numbers
     numbers = again.samples[0].numbers
     assert numbers["psnr_median"] == math.inf and numbers["ssim_last"] == pytest.approx(1)
-    assert 0 <= numbers["identity"] <= 1
+    assert 0 <= numbers["identity"] <= 1 and numbers["identity_drift"] == -7.0
+    assert math.isnan(again.samples[0].chunks[0]["identity"])
+
+
+def test_a_calibrated_row_brings_facts_of_other_videos(tiny: Setting, tmp_path: Path) -> None:
+    """A checkpoint on disk with its text encoder; ModelOpt sees prompts of its own."""
+    config = tiny_config()
+    dit = replace(config.dit, dim=64, ffn_dim=64, num_heads=1, num_layers=1, text_len=16)
+    stream = replace(config.stream, first_frame_image=False)
+    config = replace(config, dit=dit, stream=stream, vae=None, latent_hw=(2, 2))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball", encoding="utf-8")
+    model = open_model(write_random_checkpoint(tmp_path, config, seed=0))
+    at = Setting(model, tiny.plain, {}, {}, 1, None, tmp_path, prompts)
+    (smoothed,) = (v for v in WEIGHTS.variants if v.calibrate == "modelopt:awq_lite")
+    facts = calibrated(at, smoothed, "modelopt:awq_lite").calibration
+    made = read_header(tmp_path / "modelopt-awq_lite" / "calibration.safetensors")
+    assert (made["videos"], made["chunks"], made["config"]["name"]) == (1, 4, "awq_lite")
+    assert facts and all(layer.pre_quant_scale for layer in facts.values())
 
 
 def test_prompts_need_an_encoder(tiny: Setting) -> None:
     with pytest.raises(SessionError, match="no text encoder"):
         setting(
-            tiny.model, {0: ("a",)}, chunks=2, device="cpu", steps=None, identity=None
+            tiny.model, {0: ("a",)}, chunks=2, device="cpu", steps=None, judge=None,
+            scratch=Path(),
         )  # fmt: skip

@@ -12,8 +12,10 @@ from PIL import Image
 
 from llvq.errors import OutputError
 from llvq.quality.comparison import Comparison
-from llvq.quality.report import difference_image, png_uri, write_report
+from llvq.quality.report import difference_image, html, png_uri, write_report
 from llvq.quality.tables import all_tables
+
+VOID = {"meta", "img"}
 
 
 class Attributes(HTMLParser):
@@ -21,10 +23,33 @@ class Attributes(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.urls: list[str] = []
+        self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
         self.urls += [v for k, v in attrs if k in ("src", "href") and v]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_what_a_judge_said_is_drawn_for_both_sides(found: Comparison) -> None:
+    ((name, sides),) = found.video.judged.items()
+    frames = [chunk.frames for chunk in found.video.quantized]
+    assert frames[2] is not None
+    assert name == "<brightness>" and sides["nvfp4"][2] == frames[2].float().mean()
+    page = html(found)
+    assert "<h2>&lt;brightness&gt;</h2>" in page
+    chart = page.partition("&lt;brightness&gt;</h2>")[2].partition("</svg>")[0]
+    assert chart.count("<polyline") == 2 and chart.count("<circle") == 4
+    rows = {table.title: table.rows for table in all_tables(found)}["Judged"]
+    assert [row[:2] for row in rows] == [(name, "BF16"), (name, "NVFP4")]
+    assert found.to_dict()["judged"][name]["bf16"][0] == "nan"
 
 
 def test_page_needs_nothing_else(found: Comparison, tmp_path: Path) -> None:
@@ -34,7 +59,8 @@ def test_page_needs_nothing_else(found: Comparison, tmp_path: Path) -> None:
     assert len(parser.urls) == 9
     assert all(url.startswith("data:image/png;base64,") for url in parser.urls)
     assert "script" not in parser.tags and "link" not in parser.tags
-    assert parser.tags.count("svg") == 8
+    assert parser.tags.count("svg") == 9
+    assert parser.open == []
     assert json.loads(data.read_text())["measured"]["device"].startswith("cpu")
 
 
