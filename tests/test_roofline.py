@@ -59,30 +59,42 @@ def test_a_quantized_linear_by_hand(compiled_whole: Compiled) -> None:
     def traffic(k: int, f: int, x: float, w: float) -> float:
         return n * k * x + f * k * w + 2 * n * f + 2 * f  # bf16 result and bias
 
+    # In w4a4 ffn.0 does the GELU, and o and ffn.2 add their gated residuals: another op each.
+    alone = [(64, 192), (64, 64), (64, 64)] * 2
     global_w = 4 * sum(3 if f == 192 else 1 for _, f in shapes)
     both = 4 * len(shapes) + global_w
+    both_alone = 4 * len(alone) + 4 * sum(3 if f == 192 else 1 for _, f in alone)
     scales = 4 * sum(n + f for _, f in shapes)
     nvfp4 = 1 / 2 + 1 / 16
     # Swizzled scales of a weight are padded to 128 rows; 64 and 128 channels fill their columns.
-    padding = sum(-f % 128 * k // 16 for k, f in shapes)
-    for target, numerics, op, x, w, more, dtype in (
+    padding = sum(-f % 128 * k // 16 for k, f in alone)
+    for target, numerics, op, linears, x, w, more, dtype in (
         (
             "sm_100a",
             "w4a4",
             "nvfp4_linear_swizzled",
+            alone,
             nvfp4,
             nvfp4,
-            both + padding,
+            both_alone + padding,
             "fp4",
         ),
-        ("sm_90a", "w4a8", "fp8_linear", 1, 1, scales, "fp8"),
-        ("sm_90a", "w4a16", "nvfp4_linear_w4a16", 2, nvfp4, global_w, "bf16"),
-        ("sm_90a", "w4a4-emulated", "nvfp4_linear", nvfp4, nvfp4, both, "bf16"),
+        ("sm_90a", "w4a8", "fp8_linear", shapes, 1, 1, scales, "fp8"),
+        ("sm_90a", "w4a16", "nvfp4_linear_w4a16", shapes, 2, nvfp4, global_w, "bf16"),
+        ("sm_90a", "w4a4-emulated", "nvfp4_linear", shapes, nvfp4, nvfp4, both, "bf16"),
     ):
         row = ops_of(made(compiled_whole, target, numerics))[f"llvq.{op}"]
-        assert row.calls == len(shapes) and row.computes_in == dtype
-        assert row.flop == sum(2 * n * k * f for k, f in shapes)
-        assert row.nbytes == sum(traffic(k, f, x, w) for k, f in shapes) + more
+        assert row.calls == len(linears) and row.computes_in == dtype
+        assert row.flop == sum(2 * n * k * f for k, f in linears)
+        assert row.nbytes == sum(traffic(k, f, x, w) for k, f in linears) + more
+    rows = ops_of(made(compiled_whole, "sm_100a", "w4a4"))
+    for op, linears in {
+        "gelu": [(64, 128)] * 2,
+        "gate_residual": [(64, 64), (128, 64)] * 2,
+    }.items():
+        row = rows[f"llvq.nvfp4_linear_{op}"]
+        assert (row.calls, row.computes_in) == (len(linears), "fp4")
+        assert row.flop == sum(2 * n * k * f for k, f in linears)
 
 
 def test_time_is_the_longer_of_flop_and_bytes(compiled_whole: Compiled) -> None:

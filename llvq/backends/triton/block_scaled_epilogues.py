@@ -11,144 +11,17 @@ Shape legend: M rows of x, N features, K the reduction dim, W columns of a strip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from math import prod
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from llvq.backends.triton.block_scaled_gemm import (
-    NARROW,
-    SM120,
-    WIDE,
-    block_sums,
-    launch_gemm,
-    scaled_sums,
-    tile_of_sm100,
-    tile_of_sm120,
-)
+from llvq.backends.triton.block_scaled_gemm import block_sums, scaled_sums
 from llvq.backends.triton.blocks import BLOCK, HALF, amax_of_blocks, store_blocks
 from llvq.backends.triton.gate_residual import gated
 from llvq.backends.triton.gelu import gelu
-from llvq.backends.triton.gemm import Tile, grouped_tile
-from llvq.backends.triton.global_scale import no_amax, scale_of_amax
+from llvq.backends.triton.gemm import grouped_tile
+from llvq.backends.triton.global_scale import scale_of_amax
 from llvq.backends.triton.norm import rounded
 from llvq.backends.triton.quantize import store_quantized
-from llvq.backends.triton.rows import as_rows, blocks_in
-from llvq.backends.triton.specialize import Constant, Launcher
-from llvq.dialect.nvfp4_ops import packed_like
-
-# How many strips, chosen as tiles are: by what the compiler gives. None spills.
-STRIPS = {WIDE: 4, NARROW: 4, SM120: 1}
-
-
-def nvfp4_linear_gelu_quantize(
-    launch: Launcher,
-    x_codes: Tensor,
-    x_scales: Tensor,
-    x_global: Tensor,
-    w_codes: Tensor,
-    w_scales: Tensor,
-    w_global: Tensor,
-    bias: Tensor | None,
-    segments: Sequence[int],
-    dtype: torch.dtype,
-    approximate: str,
-    block_rule: str,
-    global_scale: Tensor,
-    smooth: Tensor | None = None,
-    choose: Callable[[int, int], Tile] = tile_of_sm100,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See the op. The activated tensor is never stored."""
-    features = w_codes.shape[0]
-    blocks_in(features)
-    out = packed_like(x_codes.new_empty((*x_codes.shape[:-1], features)))
-    operands = (x_codes, x_scales, x_global, w_codes, w_scales, w_global, bias)
-    constants = {"APPROXIMATE": approximate, "RULE": block_rule, "DTYPE": _name(dtype)}
-    results = (smooth, global_scale, *out)
-    _launch(launch, gelu_quantize_gemm, operands, results, segments, choose, **constants)
-    return out
-
-
-def nvfp4_linear_gelu(
-    launch: Launcher,
-    x_codes: Tensor,
-    x_scales: Tensor,
-    x_global: Tensor,
-    w_codes: Tensor,
-    w_scales: Tensor,
-    w_global: Tensor,
-    bias: Tensor | None,
-    segments: Sequence[int],
-    dtype: torch.dtype,
-    approximate: str,
-    block_rule: str,
-    smooth: Tensor | None = None,
-    choose: Callable[[int, int], Tile] = tile_of_sm100,
-) -> tuple[Tensor, Tensor]:
-    """See the op. The program that is done last makes the scale of the largest magnitude."""
-    out = x_codes.new_empty((*x_codes.shape[:-1], w_codes.shape[0]), dtype=dtype)
-    used = x_codes.new_empty((), dtype=torch.float32)
-    operands = (x_codes, x_scales, x_global, w_codes, w_scales, w_global, bias)
-    constants = {"APPROXIMATE": approximate, "RULE": block_rule}
-    results = (smooth, out, no_amax(x_codes, 2), used)
-    _launch(launch, gelu_gemm, operands, results, segments, choose, **constants)
-    return out, used
-
-
-def nvfp4_linear_gate_residual(
-    launch: Launcher,
-    x_codes: Tensor,
-    x_scales: Tensor,
-    x_global: Tensor,
-    w_codes: Tensor,
-    w_scales: Tensor,
-    w_global: Tensor,
-    bias: Tensor | None,
-    segments: Sequence[int],
-    dtype: torch.dtype,
-    residual: Tensor,
-    gate: Tensor,
-    choose: Callable[[int, int], Tile] = tile_of_sm100,
-) -> Tensor:
-    """See the op."""
-    stream, gates = as_rows(residual), as_rows(gate)
-    out = torch.empty(residual.shape, dtype=residual.dtype, device=residual.device)
-    operands = (x_codes, x_scales, x_global, w_codes, w_scales, w_global, bias)
-    sizes = (stream.shape[0] // gates.shape[0], stream.stride(0), gates.stride(0))
-    tensors, constants = (stream, gates, out), {"DTYPE": _name(dtype)}
-    _launch(launch, gate_residual_gemm, operands, tensors, segments, choose, *sizes, **constants)
-    return out
-
-
-nvfp4_linear_gelu_quantize_sm120 = partial(nvfp4_linear_gelu_quantize, choose=tile_of_sm120)
-nvfp4_linear_gelu_sm120 = partial(nvfp4_linear_gelu, choose=tile_of_sm120)
-nvfp4_linear_gate_residual_sm120 = partial(nvfp4_linear_gate_residual, choose=tile_of_sm120)
-
-
-def _name(dtype: torch.dtype) -> str:
-    """As `triton.language` names it."""
-    return str(dtype).removeprefix("torch.")
-
-
-def _launch(
-    launch: Launcher,
-    kernel: Any,
-    operands: tuple[Any, ...],
-    tensors: tuple[Tensor | None, ...],
-    segments: Sequence[int],
-    choose: Callable[[int, int], Tile],
-    *sizes: int,
-    **constants: Constant,
-) -> None:
-    x, w, bias = operands[:3], operands[3:6], operands[6]
-    tile = choose(prod(x[0].shape[:-1]), w[0].shape[0])
-    constants["STRIPS"] = STRIPS[tile]
-    launch_gemm(launch, kernel, x, w, (bias, *tensors), segments, tile, *sizes, **constants)
 
 
 @triton.constexpr_function

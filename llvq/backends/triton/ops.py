@@ -11,7 +11,9 @@ from typing import Any
 
 from llvq.backends.library_gemm import nvfp4_linear_library
 from llvq.backends.triton import fp8_attention_cudnn
-from llvq.backends.triton.block_scaled_epilogues import (
+from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
+from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
+from llvq.backends.triton.epilogue_linears import (
     nvfp4_linear_gate_residual,
     nvfp4_linear_gate_residual_sm120,
     nvfp4_linear_gelu,
@@ -19,8 +21,6 @@ from llvq.backends.triton.block_scaled_epilogues import (
     nvfp4_linear_gelu_quantize_sm120,
     nvfp4_linear_gelu_sm120,
 )
-from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
-from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
 from llvq.backends.triton.fp8_attention import (
     attention_fp8,
     attention_quantize_fp8,
