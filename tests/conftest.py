@@ -36,6 +36,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def one_seed() -> None:
+    """What a test draws is its own, not what the tests before it have left."""
+    torch.manual_seed(0)
+
+
 class EagerRollout(calibrate.EagerRollout):
     """A video by the eager model with `weights`; every call leaves its velocity and timesteps."""
 
