@@ -112,15 +112,15 @@ def test_encoder_and_denoiser_are_never_in_memory_together(
     rest: list[set[str]] = []
     build = embedder.executable
 
-    def encoder(*args: object, stages: tuple[str, ...]) -> Executable:
-        model = build(*args, stages=stages)  # type: ignore[arg-type]
+    def encoder(*args: object, **options: object) -> Executable:
+        model = build(*args, **options)  # type: ignore[arg-type]
         encoders.extend(map(weakref.ref, model.stage("encode_text").graph.buffers()))
         return model
 
-    def others(*args: object, stages: set[str]) -> Executable:
+    def others(*args: object, stages: set[str], **options: object) -> Executable:
         rest.append(stages)
         assert encoders and {ref() for ref in encoders} == {None}
-        return build(*args, stages=stages)  # type: ignore[arg-type]
+        return build(*args, stages=stages, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(embedder, "executable", encoder)
     monkeypatch.setattr(generate, "executable", others)

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import Result
 
 from llvq.passes import PIPELINE
+from llvq.passes.lowering import STREAMING
 from tests.cli.conftest import Typed
 
 Invoke = Callable[..., Result]
@@ -35,7 +36,8 @@ def test_a_box_as_json(invoke: Invoke, box: Typed) -> None:
     assert stages["refresh"]["outputs"] == 0
     assert document["bytes"]["dit"]["codes"] == 8 * document["bytes"]["dit"]["scales"]
     assert document["bytes"]["vae"]["codes"] == 0
-    assert len(document["passes"]) == len(PIPELINE)
+    names = [row["name"] for row in document["passes"]]
+    assert names == [step.name for step in (*PIPELINE, *STREAMING)]
 
 
 def test_no_weight_is_read(invoke: Invoke, program: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
