@@ -13,14 +13,7 @@ from llvq.backends.library_gemm import nvfp4_linear_library
 from llvq.backends.triton import fp8_attention_cudnn
 from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
 from llvq.backends.triton.dequant_gemm import nvfp4_linear_dequant, nvfp4_linear_w4a16
-from llvq.backends.triton.epilogue_linears import (
-    nvfp4_linear_gate_residual,
-    nvfp4_linear_gate_residual_sm120,
-    nvfp4_linear_gelu,
-    nvfp4_linear_gelu_quantize,
-    nvfp4_linear_gelu_quantize_sm120,
-    nvfp4_linear_gelu_sm120,
-)
+from llvq.backends.triton.epilogue_linears import ON_SM100, ON_SM120
 from llvq.backends.triton.fp8_attention import (
     attention_fp8,
     attention_quantize_fp8,
@@ -63,12 +56,12 @@ OPS: Mapping[str, Callable[..., Any]] = {
     "nvfp4_linear:dequant": nvfp4_linear_dequant,
     "nvfp4_linear:library": nvfp4_linear_library,
     "nvfp4_linear:sm120": nvfp4_linear_sm120,
-    "nvfp4_linear_gate_residual": nvfp4_linear_gate_residual,
-    "nvfp4_linear_gate_residual:sm120": nvfp4_linear_gate_residual_sm120,
-    "nvfp4_linear_gelu": nvfp4_linear_gelu,
-    "nvfp4_linear_gelu:sm120": nvfp4_linear_gelu_sm120,
-    "nvfp4_linear_gelu_quantize": nvfp4_linear_gelu_quantize,
-    "nvfp4_linear_gelu_quantize:sm120": nvfp4_linear_gelu_quantize_sm120,
+    "nvfp4_linear_gate_residual": ON_SM100.gate_residual,
+    "nvfp4_linear_gate_residual:sm120": ON_SM120.gate_residual,
+    "nvfp4_linear_gelu": ON_SM100.gelu,
+    "nvfp4_linear_gelu:sm120": ON_SM120.gelu,
+    "nvfp4_linear_gelu_quantize": ON_SM100.gelu_quantize,
+    "nvfp4_linear_gelu_quantize:sm120": ON_SM120.gelu_quantize,
     "nvfp4_linear_swizzled": nvfp4_linear,
     "nvfp4_linear_swizzled:library": nvfp4_linear_library,
     "nvfp4_linear_swizzled:sm120": nvfp4_linear_sm120,

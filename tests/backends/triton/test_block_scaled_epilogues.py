@@ -12,8 +12,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from llvq import dialect
-from llvq.backends.triton import epilogue_linears
 from llvq.backends.triton.block_scaled_gemm import nvfp4_linear, nvfp4_linear_sm120
+from llvq.backends.triton.epilogue_linears import ON_SM100, ON_SM120
 from llvq.dialect import DIALECT
 from llvq.formats import nvfp4
 from llvq.runtime.self_check import FLIPPED_AFTER_SUMS, positive_zeros
@@ -38,7 +38,7 @@ FORMS = pytest.mark.parametrize(
 
 
 def wrapper(op: str, tile: str) -> Any:
-    return getattr(epilogue_linears, f"nvfp4_linear_{op}{tile}")
+    return getattr(ON_SM120 if tile else ON_SM100, op)
 
 
 def operands(

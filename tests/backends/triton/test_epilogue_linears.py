@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from llvq.backends.triton import epilogue_linears
 from llvq.backends.triton.build import SHARED_MEMORY
+from llvq.backends.triton.epilogue_linears import ON_SM100, ON_SM120
 from tests.backends.triton.compiled import compiled, meta
 from tests.backends.triton.test_block_scaled_gemm import FP4_INSTRUCTION
 
 BF16, FP32, FP8 = torch.bfloat16, torch.float32, torch.float8_e4m3fn
-CHIPS = {"sm_100a": "", "sm_103a": "", "sm_120a": "_sm120"}
+CHIPS = {"sm_100a": ON_SM100, "sm_103a": ON_SM100, "sm_120a": ON_SM120}
 
 
 def on_meta(tokens: int, features: int, reduction: int) -> tuple[Any, ...]:
@@ -26,7 +26,7 @@ def on_meta(tokens: int, features: int, reduction: int) -> tuple[Any, ...]:
 
 
 def require_fit(chip: str, op: str, *arguments: Any) -> None:
-    made = compiled(chip, getattr(epilogue_linears, f"nvfp4_linear_{op}{CHIPS[chip]}"), *arguments)
+    made = compiled(chip, getattr(CHIPS[chip], op), *arguments)
     assert [kernel.resources.spilled for kernel in made] == [0] * len(made)
     assert all(kernel.binary.shared <= SHARED_MEMORY[chip] for kernel in made)
     (gemm,) = [kernel for kernel in made if f"{op}_gemm" in kernel.binary.name]
