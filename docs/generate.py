@@ -18,7 +18,7 @@ from docs import print_pattern
 from docs.print_pattern import print_pattern as printed
 from llvq.checkpoints.kinds import KINDS
 from llvq.checkpoints.packed_layouts import LAYOUTS
-from llvq.dialect import DIALECT, Op
+from llvq.dialect import DIALECT, Op, Tolerance
 from llvq.formats.kv import KV_FORMATS
 from llvq.formats.nvfp4 import BLOCK_RULES
 from llvq.passes import PIPELINE, Pass, lowering
@@ -260,7 +260,8 @@ def _parts(pattern: Any) -> Iterator[Any]:
 
 def _dialect() -> Iterator[str]:
     yield "\n## Ops\n"
-    yield "Tolerance: the largest accepted max|a - b| / max|b| of a backend against the reference."
+    yield "Tolerance: the largest accepted max|a - b| / max|b| of a backend against the reference;"
+    yield "of codes, the share of bytes that may differ."
     module = ""
     for op in DIALECT.values():
         if op.reference.__module__ != module:
@@ -270,12 +271,16 @@ def _dialect() -> Iterator[str]:
 
 
 def _op(op: Op) -> Iterator[str]:
-    relative = op.tolerance.relative
     yield f"\n### llvq.{op.name}\n"
     yield _code(op.schema)
-    yield f"\nTolerance: {f'{relative:.2g}' if relative else 'bit for bit'}."
+    yield f"\nTolerance: {_tolerance(op.tolerance)}."
     if _doc(op.reference):
         yield f"\n{_doc(op.reference)}"
+
+
+def _tolerance(of: Tolerance) -> str:
+    relative = f"{of.relative:.2g}" if of.relative else "bit for bit"
+    return f"{relative}; of codes and block scales {of.flipped:.0%}" if of.flipped else relative
 
 
 def _doc(thing: Any) -> str:

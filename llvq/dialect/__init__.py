@@ -50,7 +50,6 @@ from llvq.dialect.nvfp4_ops import (
 )
 from llvq.dialect.registry import (
     BF16_ROUNDING,
-    CODE_ROUNDING,
     DIALECT,
     EXACT,
     Op,
@@ -63,7 +62,6 @@ from llvq.dialect.w4a16_ops import nvfp4_linear_w4a16
 
 __all__ = [
     "BF16_ROUNDING",
-    "CODE_ROUNDING",
     "DIALECT",
     "EXACT",
     "Op",

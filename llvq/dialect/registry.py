@@ -18,9 +18,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest accepted max|a - b| / max|b| against the reference. Zero means bit for bit."""
+    """How far a result may be from the reference. All zero means bit for bit.
+
+    relative: largest accepted max|a - b| / max|b|.
+    flipped: largest accepted share of bytes that differ, for results of one byte per element (codes
+    and block scales of NVFP4). Where it is zero, they are held to `relative` like any other.
+    """
 
     relative: float
+    flipped: float = 0.0
 
 
 EXACT = Tolerance(0.0)
@@ -30,9 +36,10 @@ ATTENTION_ROUNDING = Tolerance(2**-6)
 # A result that is rounded, then added to something and rounded again. What is rounded may be twice
 # what comes out, and tensor cores of Hopper keep 14 bits of a sum of products in FP8.
 SUM_ROUNDING = Tolerance(2**-5)
-# NVFP4 of a result that was rounded before: a code may be the next one, and a block may take the
-# other of two scales, 1.5 times as large.
-CODE_ROUNDING = Tolerance(2**-1)
+# NVFP4 of a sum of products whose operands the reference rounds first: a value that moves by an ulp
+# may round to the next code, a block to the next scale or, by four_over_six, to 1.5 times as much.
+# At 512 x 256 and K up to 3072, at most 2.7% of codes and 3.8% of scales differed.
+CODE_ROUNDING = Tolerance(2**-7, flipped=0.06)
 
 
 @dataclass(frozen=True)

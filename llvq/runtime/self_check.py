@@ -16,16 +16,13 @@ from torch import Tensor
 from llvq.artifact.kernels import Check
 from llvq.backends.implementations import find_implementation
 from llvq.backends.triton.specialize import Launcher
-from llvq.dialect import CODE_ROUNDING, DIALECT, EXACT, Op
+from llvq.dialect import DIALECT, EXACT, Op
 from llvq.errors import KernelError
 from llvq.runtime.random_arguments import random_arguments
 
 # Sums run in another order on every device, and a value that they move by an ulp may round to the
 # next code: exact results may differ in so many bytes, and in numbers by so much of the largest.
 FLIPPED, ULP = 1e-3, 2**-7
-# Codes of the sum of a linear, which the reference takes from operands rounded to its dtype: 3%
-# were measured.
-FLIPPED_AFTER_SUMS = 0.06
 
 
 def self_check(checks: Iterable[Check], launch: Launcher, device: torch.device) -> None:
@@ -75,24 +72,31 @@ def _differences(op: Op, found: Any, wanted: Any) -> Iterator[str]:
         if ours.dtype != reference.dtype or ours.shape != reference.shape:
             yield f"result {index} is {ours.dtype} {list(ours.shape)}"
             continue
-        off, limit = _distance(op, ours, reference)
+        off, limit = distance(op, ours, reference)
         if not off <= limit:  # NaN is no distance either
             yield f"result {index} is off by {off:.2g}, {limit:.2g} is allowed"
 
 
-def _distance(op: Op, ours: Tensor, reference: Tensor) -> tuple[float, float]:
+def distance(op: Op, ours: Tensor, reference: Tensor) -> tuple[float, float]:
     """How far two results are apart, and how far they may be."""
-    if reference.dtype == torch.uint8 and op.tolerance == CODE_ROUNDING:
-        differ = positive_zeros(ours) != positive_zeros(reference)
-        return differ.float().mean().item(), FLIPPED_AFTER_SUMS
-    if reference.dtype == torch.uint8 or (reference.itemsize == 1 and op.tolerance == EXACT):
-        differ = ours.view(torch.uint8) != reference.view(torch.uint8)
-        return differ.float().mean().item(), FLIPPED
+    if reference.dtype == torch.uint8 or (reference.itemsize == 1 and _by_bytes(op)):
+        differ = _bytes(op, ours) != _bytes(op, reference)
+        return differ.float().mean().item(), op.tolerance.flipped or FLIPPED
     if not reference.numel():
         return 0.0, 0.0
     wanted = reference.float()
     furthest = (ours.float() - wanted).abs().amax()
     return (furthest / wanted.abs().amax().clamp_min(1e-30)).item(), op.tolerance.relative or ULP
+
+
+def _by_bytes(op: Op) -> bool:
+    return op.tolerance == EXACT or op.tolerance.flipped > 0
+
+
+def _bytes(op: Op, result: Tensor) -> Tensor:
+    values = result.view(torch.uint8)
+    codes = result.dtype == torch.uint8 and op.tolerance.flipped > 0
+    return positive_zeros(values) if codes else values
 
 
 def positive_zeros(codes: Tensor) -> Tensor:

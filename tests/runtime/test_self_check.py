@@ -11,7 +11,7 @@ from torch import Tensor
 from llvq.artifact.kernels import Check
 from llvq.dialect import DIALECT, EXACT, quantize
 from llvq.errors import KernelError
-from llvq.runtime.self_check import self_check
+from llvq.runtime.self_check import distance, self_check
 from tests.backends import toy_ops
 from tests.backends.triton.interpreter import Interpreted
 
@@ -124,3 +124,17 @@ def test_what_a_library_runs_is_held_against_the_reference_too() -> None:
 def test_an_op_that_writes_in_place_leaves_what_it_is_held_against() -> None:
     """Both calls begin with the same pages, and neither sees what the other wrote."""
     self_check([WRITTEN] * 3, Interpreted(), CPU)
+
+
+def test_codes_of_a_sum_are_held_to_the_share_that_their_op_allows() -> None:
+    """Zeros of either sign are the same code there; a scale is a code, not a number."""
+    op = DIALECT["nvfp4_linear_gelu_quantize"]
+    codes = torch.zeros(100, dtype=torch.uint8)
+    scales = torch.ones(100).to(torch.float8_e4m3fn)
+    assert distance(op, codes + 0x88, codes) == (0.0, op.tolerance.flipped)
+    for ours, reference in ((codes, codes), (scales, scales)):
+        changed = ours.clone()
+        changed.view(torch.uint8)[:5] += 1
+        off, allowed = distance(op, changed, reference)
+        assert off == pytest.approx(0.05) and allowed == op.tolerance.flipped
+    assert distance(op, torch.tensor(1.5), torch.tensor(1.0)) == (0.5, op.tolerance.relative)
