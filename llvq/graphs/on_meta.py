@@ -28,6 +28,8 @@ MISUSE = (
     ValueError,
 )
 _MAX_INTEGER = 2**63
+_META = torch.device("meta")
+_DEVICES = ("Device", "Optional[Device]")
 # Runs the call of a node on the values of its arguments.
 Call = Callable[[Node, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -57,14 +59,15 @@ def check_values(gm: GraphModule, values: Mapping[Node, Any]) -> None:
 
 
 class _OnMeta(TorchDispatchMode):
-    """`aten.zeros` and its like make a tensor of nothing: the device is an argument they take."""
+    """Whatever device a call names, or takes by default, is `meta`."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        unset = {argument.name for argument in func._schema.arguments[len(args) :]}
-        device = {"device": torch.device("meta")} if "device" in unset else {}
-        return func(*args, **{**(kwargs or {}), **device})
+        names = [argument.name for argument in func._schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
+        devices = [a.name for a in func._schema.arguments if str(a.type) in _DEVICES]
+        return func(**{**given, **dict.fromkeys(devices, _META)})
 
 
 def _value(

@@ -104,7 +104,7 @@ def executable(
     groups = weights_to_stream(box, rehearsed, device, LIMITS) if low_memory else {}
     moving = streamed(groups) if low_memory else None
     where = exact_device(device)
-    built = {name: graphs.load(documents[name], device=device) for name in chosen}
+    built = {name: stage.graph for name, stage in rehearsed.items()}
     with torch.cuda.device(where) if where.type == "cuda" else nullcontext():
         if needs_kernels(box):
             bind_kernels(box, built, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ SMALLER = "use a machine with more, or quantize for a smaller video: --height, -
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """A stage on `meta`, the most bytes that live while it runs, and those of its inputs."""
+    """A stage, the most bytes that live while it runs, and those of its inputs."""
 
     graph: GraphModule
     workspace: int
@@ -35,7 +36,7 @@ class Rehearsed:
 def rehearse(box: Box, name: str, document: Any, device: str) -> Rehearsed:
     """Run a stage without its bytes. Raises ArtifactError."""
     try:
-        graph = graphs.load(document, device="meta")
+        graph = graphs.load(document, device=device)
         values = run_on_meta(graph)
         check_values(graph, values)
         workspace = peak(graph, values).nbytes
@@ -51,11 +52,11 @@ def rehearse(box: Box, name: str, document: Any, device: str) -> Rehearsed:
 def weights_to_stream(
     box: Box, stages: Mapping[str, Rehearsed], device: str, limits: Limits
 ) -> dict[str, tuple[Group, ...]]:
-    """Groups of the weights of each stage that are copied when they are used. Folds the graphs.
+    """Groups of the weights of each stage that are copied when they are used.
 
     Raises ArtifactError: even so the box does not fit.
     """
-    gms = {name: stage.graph for name, stage in stages.items()}
+    gms = {name: deepcopy(stage.graph) for name, stage in stages.items()}  # to be folded
     stored = {n: s for gm in gms.values() for n, s in graphs.weights(gm).items()}
     attach_weights(gms, {n: torch.empty(s.shape, dtype=s.dtype, device="meta")
                          for n, s in stored.items()})  # fmt: skip
