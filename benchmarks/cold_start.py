@@ -20,6 +20,7 @@ import subprocess  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
 from functools import wraps  # noqa: E402
+from importlib.util import cache_from_source  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -107,6 +108,7 @@ def child(path: Path, spawned: float) -> dict[str, Any]:
         "frames": len(chunk),
         "target": box.manifest["target"],
         "numerics": box.manifest["numerics"],
+        "bytecode": Path(cache_from_source(torch.__file__)).is_file(),
     }
 
 
@@ -134,6 +136,9 @@ def text_of(document: dict[str, Any]) -> str:
         f"{document['device']}; {versions}",
         f"{document['box']}, {first['target']}, numerics {first['numerics']}; "
         f"{first['frames']} frames",
+        "Python's bytecode of PyTorch was there"
+        if first["bytecode"]
+        else "no bytecode of PyTorch was there: every run compiled the Python that it imports",
         "",
         _row("seconds of each run", [f"run {place + 1}" for place in range(len(runs))]),
     ]

@@ -1,7 +1,8 @@
 """Arguments for a call of an op: random tensors that could be what its names say.
 
 Codes are any bytes, scales are positive, a table names pages that are there, and everything else is
-normal.
+normal. What pages hold is about as large as what comes from the chunk, as in a model that norms its
+keys: of larger ones a softmax is so sharp that the reference, which rounds them, is percents off.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from llvq.artifact.kernels import Check
+
+CODES_SCALE = "codes_scale"
+CODES_RMS = 3.0  # of the numbers that E2M1 has, each as often
 
 
 def random_arguments(check: Check, device: torch.device, seed: int) -> dict[str, Any]:
@@ -41,8 +45,11 @@ def _fill(name: str, value: Any, slots: int, random: torch.Generator) -> Any:
 
 def _of_pages(item: Any, packed: bool) -> str:
     """What a tensor of a page pool is: beside codes, everything is a scale."""
-    scales = isinstance(item, Tensor) and (packed or item.dtype == torch.float32)
-    return "page_scale" if scales else "values"
+    if not isinstance(item, Tensor):
+        return "values"
+    if item.dtype == torch.float32:
+        return CODES_SCALE if packed else "page_scale"
+    return "block_scales" if packed else "values"
 
 
 def _values(name: str, like: Tensor, slots: int, random: torch.Generator) -> Tensor:
@@ -53,7 +60,8 @@ def _values(name: str, like: Tensor, slots: int, random: torch.Generator) -> Ten
         high = slots if name in ("table", "slot") else 2
         return torch.randint(high, sizes, generator=random, device=device)
     if _is_scale(name):
-        return torch.rand(sizes, generator=random, device=device) + 0.5
+        scales = torch.rand(sizes, generator=random, device=device) + 0.5
+        return scales / CODES_RMS if name == CODES_SCALE else scales
     return torch.randn(sizes, generator=random, device=device)
 
 

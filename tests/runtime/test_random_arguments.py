@@ -56,6 +56,7 @@ def test_pages_hold_codes_and_positive_scales_and_are_named_by_the_table() -> No
     codes, scales, g = made["pages"]
     assert codes.unique().numel() > 200
     assert scales.float().min() > 0 and g.min() > 0
+    assert g.min() >= 1 / 6 and g.max() <= 0.5, "a page's values are as large as those of a chunk"
     assert made["table"].unique().tolist() == [0, 1, 2, 3]
     result = DIALECT["paged_attention"].reference(**made)
     assert result.isfinite().all() and result.float().std() > 0.1

@@ -45,7 +45,7 @@ def test_a_weight_is_fp4_behind_two_dequantize_linear(dialect: str) -> None:
 
 def modelopt_model(weight: Tensor) -> Any:
     """A linear as ModelOpt's own exporter of NVFP4 writes it."""
-    from modelopt.onnx.export.nvfp4_exporter import NVFP4QuantExporter
+    exporter = pytest.importorskip("modelopt.onnx.export.nvfp4_exporter").NVFP4QuantExporter
 
     rows, k = weight.shape
     nodes = [
@@ -57,7 +57,7 @@ def modelopt_model(weight: Tensor) -> Any:
     x, y, q = (helper.make_tensor_value_info(n, 1, shape) for n, shape in shapes.items())
     initializer = [numpy_helper.from_array(weight.numpy(), "w")]
     graph = helper.make_graph(nodes, "g", [x], [y], initializer, value_info=[q])
-    return NVFP4QuantExporter.process_model(helper.make_model(graph))
+    return exporter.process_model(helper.make_model(graph))
 
 
 def test_a_weight_is_what_modelopt_writes_node_for_node_and_byte_for_byte() -> None:
