@@ -12,7 +12,7 @@ from llvq.artifact import Box
 from llvq.errors import SessionError
 from llvq.runtime.device import check_decode_device
 from llvq.runtime.embedder import ENCODER, Embedder
-from llvq.runtime.executable import Executable, RunFacts, Streamed
+from llvq.runtime.executable import DECODING, Executable, RunFacts, Streamed
 from llvq.runtime.inputs import find_tensor, read_tensor, script_of_embeds
 from llvq.runtime.load import executable, executable_on_two, open_runnable
 from llvq.runtime.prompts import PromptTokenizer, PromptTokens
@@ -161,7 +161,11 @@ def open_session(
 
 def _model(box: Box, device: str, request: Request) -> Executable:
     """The stages that the request takes."""
-    unused = {ENCODER} if request.image else {ENCODER, IMAGE_ENCODER}
+    unused = {
+        ENCODER,
+        *(() if request.image else (IMAGE_ENCODER,)),
+        *(DECODING if request.latents_only else ()),
+    }
     stages, low_memory = box.manifest["stages"].keys() - unused, request.low_memory
     if request.decode_device is None:
         return executable(box, device, stages=stages, low_memory=low_memory)

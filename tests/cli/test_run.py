@@ -10,7 +10,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -21,6 +23,9 @@ from typer.testing import Result
 
 from llvq.errors import OutputError
 from llvq.graphs.weight_groups import Limits
+from llvq.runtime import generate
+from llvq.runtime.executable import DECODING, Executable
+from llvq.runtime.load import executable
 from llvq.runtime.timeline import spans_of
 from llvq.runtime.video import VideoWriter
 from tests.cli.conftest import Typed, type_command
@@ -142,6 +147,23 @@ def test_latents_depend_on_noise_and_embeddings_alone(
     assert a.shape == (1, 6, 48, 4, 6) and a.isfinite().all()
     assert torch.equal(a, b)
     assert torch.equal(a[:, :2], c[:, :2]) and not torch.equal(a[:, 2:], c[:, 2:])
+
+
+def test_for_latents_alone_no_decoder_is_loaded(
+    box: Typed, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def noted(*args: Any, **options: Any) -> Executable:
+        asked.append(options["stages"])
+        return executable(*args, **options)
+
+    monkeypatch.setattr(generate, "executable", noted)
+    request = generate.Request(embeds=inputs, latents_only=True, steps=1)
+    generate.open_session(box.path, request)
+    generate.open_session(box.path, replace(request, latents_only=False))
+    without, whole = asked
+    assert whole - without == set(DECODING)
 
 
 def test_an_image_is_where_the_video_begins(invoke: Invoke, box: Typed, tmp_path: Path) -> None:
