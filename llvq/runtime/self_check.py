@@ -96,10 +96,10 @@ def _by_bytes(op: Op) -> bool:
 def _bytes(op: Op, result: Tensor) -> Tensor:
     values = result.view(torch.uint8)
     codes = result.dtype == torch.uint8 and op.tolerance.flipped > 0
-    return positive_zeros(values) if codes else values
+    return _positive_zeros(values) if codes else values
 
 
-def positive_zeros(codes: Tensor) -> Tensor:
+def _positive_zeros(codes: Tensor) -> Tensor:
     """E2M1 codes, two to a byte, with 0 for -0: far out, a GELU is one or the other."""
     low, high = codes & 15, codes >> 4
     return codes - 8 * (low == 8) - 128 * (high == 8)
