@@ -1,15 +1,17 @@
 """A session: one video, chunk by chunk, frames out as soon as they are decoded.
 
-The caller's thread denoises; a stage of its own decodes, so that chunk i is decoded while chunk
-i + 1 is denoised. The same seed gives the same bytes, at any depth of the decode stage.
+One thread denoises and one decodes, so that chunk i is decoded while chunk i + 1 is denoised, and
+the caller's waits for frames alone. The same seed gives the same bytes, at any depth of the decode
+stage.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,11 +19,11 @@ from torch import Tensor
 from llvq.errors import SessionError
 from llvq.runtime.cuda_graphs import recorder
 from llvq.runtime.denoiser import Denoised, Denoiser
-from llvq.runtime.emitter import Chunk, Emitter, Part
+from llvq.runtime.emitter import Chunk, Emitter, Handed, Part
 from llvq.runtime.executable import Executable, RunFacts
 from llvq.runtime.sampler import Schedule, schedule
 from llvq.runtime.stage import Stage
-from llvq.runtime.streams import upload
+from llvq.runtime.streams import current_stream, upload
 from llvq.runtime.timeline import Timeline
 
 __all__ = ["Chunk", "Part", "Prompt", "Session", "check_seed", "schedule_of"]
@@ -40,8 +42,9 @@ class Session:
 
     Without `noise` it comes from `seed`, and so does what a re-noising sampler adds in any case.
 
-    image_latent [1, 1, channels, h, w] makes it an image-to-video. decode_depth 0 decodes in the
-    caller's thread. cuda_graphs means nothing on a CPU. `timeline` is told what is done when.
+    image_latent [1, 1, channels, h, w] makes it an image-to-video. decode_depth is how many chunks
+    may wait for the decoder; with 0 everything is done in the caller's thread, one after the other.
+    cuda_graphs means nothing on a CPU. `timeline` is told what is done when.
 
     Iterate once: however the iteration ends, the memory of the video is given back, and of the
     device that of everything but the executable. cancel() and set_prompt() may come from another
@@ -109,17 +112,13 @@ class Session:
         self._begun = True
         with ExitStack() as ends:
             ends.callback(self._release)
-            stage = ends.enter_context(Stage("decode", self._emitter, depth=self.decode_depth))
-            for index in range(len(self.script)):
-                if self._cancelled.is_set():
-                    stage.cancel()
-                    return
-                handed = self._emitter.take(index, self._denoise(index))
-                yield from stage.until_room()
-                stage.submit(handed)
-                yield from stage.poll()
-            stage.close()
-            yield from stage.results()
+            decode = Stage("decode", self._emitter, depth=self.decode_depth)
+            ends.enter_context(decode)
+            chunk = partial(self._chunk, current_stream(self.device))
+            depth = self._ahead if self.decode_depth else 0
+            denoise = Stage("denoise", chunk, depth=depth, into=decode)
+            ends.enter_context(denoise)
+            yield from self._collect(denoise, decode)
 
     def cancel(self) -> None:
         """Stop at the next chunk border; the iteration ends without an error."""
@@ -135,6 +134,35 @@ class Session:
             count = len(self.script) - start
             self.script[start:] = ([prompt] + [rest] * (count - 1))[:count]
             return start
+
+    @property
+    def _ahead(self) -> int:
+        """How many chunks are in work: one with the caller, one in each stage, those that wait."""
+        return self.decode_depth + 3 if self.decode_depth else 1
+
+    def _collect(self, denoise: Stage[int, Handed], decode: Stage[Handed, Part]) -> Iterator[Part]:
+        """Parts as they come. A chunk is begun for each that the caller is done with."""
+        ahead, count = self._ahead, len(self.script)
+        if self._cancelled.is_set():
+            return
+        for index in range(min(ahead, count)):
+            denoise.submit(index)
+        for part in decode.results():
+            if not self._cancelled.is_set():
+                yield part
+            if self._cancelled.is_set():
+                denoise.cancel()
+                return
+            if part.chunk is not None and part.index + ahead < count:
+                denoise.submit(part.index + ahead)
+            elif part.chunk is not None and part.index + 1 == count:
+                denoise.close()
+
+    def _chunk(self, stream: torch.cuda.Stream | None, index: int) -> Iterator[Handed]:
+        """Denoise a chunk on the stream of whoever iterates, where weights and pages were made."""
+        with torch.cuda.stream(stream):
+            handed = self._emitter.take(index, self._denoise(index))
+        yield handed
 
     def _denoise(self, index: int) -> Denoised:
         with self._lock:

@@ -2,6 +2,7 @@
 
 A full inbox makes the producer wait, so that a slow stage holds back a fast one instead of
 filling memory. Results keep the order of the items. An error, or a cancel, wakes everybody.
+Stages make a chain: what one makes goes into the next, and so does its error and its end.
 """
 
 from __future__ import annotations
@@ -10,13 +11,21 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from llvq.errors import LlvqError, SessionError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error in place of an item: whoever collects meets it behind what came before."""
+
+    error: BaseException
 
 
 class Stage(Generic[Item, Result]):
@@ -25,19 +34,27 @@ class Stage(Generic[Item, Result]):
 
     Depth 0 has no thread: `submit` runs `fn` in the caller, with the same results. With a thread,
     `fn` must enter its own `torch.inference_mode` and CUDA stream, which are per thread. Results
-    wait without bound for `poll()` or `results()`: collect between submits.
+    wait without bound for `poll()` or `results()`: collect between submits. Or they are items of
+    the stage `into`, which has to be entered before this one and ends when this one does.
 
     The `with` block ends with `close()` and waits for the work; left by an error, with `cancel()`.
     An error of `fn` is raised, after the results before it, by whoever collects or submits next:
     an LlvqError as it is, any other as the cause of a SessionError.
     """
 
-    def __init__(self, name: str, fn: Callable[[Item], Iterable[Result]], *, depth: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        fn: Callable[[Item], Iterable[Result]],
+        *,
+        depth: int,
+        into: Stage[Result, Any] | None = None,
+    ) -> None:
         if depth < 0:
             raise SessionError(f"stage {name} has depth {depth}", fix="use 0 (no thread) or more")
         self.name = name
-        self._fn, self._depth = fn, depth
-        self._inbox: deque[Item] = deque()
+        self._fn, self._depth, self._into = fn, depth, into
+        self._inbox: deque[Item | _Failure] = deque()
         self._outbox: deque[Result] = deque()
         self._busy = self._closed = self._told = False
         self._error: BaseException | None = None
@@ -58,16 +75,6 @@ class Stage(Generic[Item, Result]):
                 self._changed.notify_all()
                 return
         self._run(item)
-
-    def until_room(self) -> Iterator[Result]:
-        """The results that come while `submit` would have to wait."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._moves)
-                if self._answers():
-                    return
-                result = self._outbox.popleft()
-            yield result
 
     def poll(self) -> list[Result]:
         """The results that are ready, without waiting; the error once there are none."""
@@ -94,6 +101,19 @@ class Stage(Generic[Item, Result]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        if self._into is not None and not self._depth:
+            self._into.close()
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error once the items before it are worked on. Does not wait."""
+        failure = _Failure(error)
+        with self._changed:
+            self._closed = True
+            if self._depth and self._error is None:
+                self._inbox.append(failure)
+            self._changed.notify_all()
+        if not self._depth:
+            self._run(failure)
 
     def cancel(self) -> None:
         """Drop what waits, in and out; an item in work is finished and dropped. Does not wait."""
@@ -102,6 +122,8 @@ class Stage(Generic[Item, Result]):
                 self._told = True  # whoever cancels knows
                 self._end(SessionError(f"stage {self.name} was cancelled"))
             self._outbox.clear()
+        if self._into is not None:
+            self._into.cancel()
 
     def __enter__(self) -> Stage[Item, Result]:
         return self
@@ -126,9 +148,6 @@ class Stage(Generic[Item, Result]):
         room = self._depth == 0 or len(self._inbox) < self._depth
         return room or self._closed or self._error is not None
 
-    def _moves(self) -> bool:
-        return bool(self._outbox) or self._answers()
-
     def _delivers(self) -> bool:
         done = self._closed and not self._inbox and not self._busy
         return bool(self._outbox) or done or self._error is not None
@@ -143,17 +162,21 @@ class Stage(Generic[Item, Result]):
             with self._changed:
                 self._changed.wait_for(self._has_work)
                 if not self._inbox:
-                    return
+                    break
                 item = self._inbox.popleft()
                 self._busy = True
                 self._changed.notify_all()
             self._run(item)
+        if self._into is not None:
+            self._into.close()
 
     def _has_work(self) -> bool:
         return bool(self._inbox) or self._closed or self._error is not None
 
-    def _run(self, item: Item) -> None:
+    def _run(self, item: Item | _Failure) -> None:
         with _Catch() as caught:
+            if isinstance(item, _Failure):
+                raise item.error
             for result in self._fn(item):
                 self._deliver(result)
         with self._changed:
@@ -161,8 +184,13 @@ class Stage(Generic[Item, Result]):
             if caught.error is not None:
                 self._end(_session_error(self.name, caught.error))
             self._changed.notify_all()
+        if self._error is not None and self._into is not None:
+            self._into.fail(self._error)
 
     def _deliver(self, result: Result) -> None:
+        if self._into is not None:
+            self._into.submit(result)
+            return
         with self._changed:
             if self._error is None:
                 self._outbox.append(result)

@@ -31,9 +31,15 @@ def hand_over(value: Tensor, device: torch.device) -> Tensor:
     return value.to(device, non_blocking=device.type == "cuda")
 
 
+def current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """What this thread queues its work on; None on a CPU."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
 def mark(device: torch.device) -> torch.cuda.Event | None:
     """What has been queued on the current stream up to here, for another stream to wait for."""
-    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+    stream = current_stream(device)
+    return None if stream is None else stream.record_event()
 
 
 class Streams:

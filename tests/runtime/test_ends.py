@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 import weakref
@@ -17,7 +18,6 @@ import torch
 from llvq.errors import SessionError
 from llvq.runtime.executable import CompiledStage, Executable
 from llvq.runtime.session import Prompt, Session
-from llvq.runtime.stage import Stage
 from tests.runtime.fakes import streamed
 
 pytestmark = pytest.mark.timeout(60)
@@ -96,7 +96,7 @@ def test_a_cancel_from_another_thread(model: Executable) -> None:
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("stage", ["decode_first", "decode", "denoise", "refresh"])
 def test_an_error_in_a_stage(model: Executable, stage: str, depth: int) -> None:
-    """What a traceback of the decoder would keep is let go even while the error is looked at."""
+    """What a traceback would keep is let go even while the error is looked at."""
     compute = model.stage(stage).graph
     calls = []
 
@@ -108,13 +108,10 @@ def test_an_error_in_a_stage(model: Executable, stage: str, depth: int) -> None:
 
     session = session_of(replaced(model, stage, breaks), decode_depth=depth)
     held = held_by(session)
-    kind = SessionError if stage.startswith("decode") else MemoryError
-    with pytest.raises(kind) as caught:
+    thread = "decode" if stage.startswith("decode") else "denoise"
+    with pytest.raises(SessionError, match=f"stage {thread} failed") as caught:
         list(session)
-    if stage.startswith("decode"):
-        assert isinstance(caught.value.__cause__, MemoryError)
-        assert all_dead(held)
-    del caught
+    assert isinstance(caught.value.__cause__, MemoryError)
     assert all_dead(held)
 
 
@@ -131,30 +128,58 @@ def test_an_error_of_the_consumer(model: Executable, depth: int, error: BaseExce
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_ctrl_c_while_the_inbox_is_full(
-    model: Executable, depth: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The decoder is slow, and the producer is interrupted where it waits for it."""
-    compute, began = model.stage("decode").graph, threading.Event()
+@pytest.mark.parametrize("stage", ["denoise", "decode"])
+def test_ctrl_c_while_the_caller_waits(model: Executable, stage: str, depth: int) -> None:
+    compute, calls = model.stage(stage).graph, []
 
     def slow(*values: torch.Tensor) -> Any:
-        began.set()
-        time.sleep(0.05)
+        calls.append(1)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)  # the main thread takes it
+            time.sleep(0.05)
         return compute(*values)
 
-    submit = Stage.submit
-
-    def interrupted(stage: Stage[Any, Any], item: Any) -> None:
-        submit(stage, item)
-        if began.is_set():
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Stage, "submit", interrupted)
-    session = session_of(replaced(model, "decode", slow), decode_depth=depth)
+    session = session_of(replaced(model, stage, slow), decode_depth=depth)
     held = held_by(session)
     with pytest.raises(KeyboardInterrupt):
         list(session)
     assert all_dead(held)
+
+
+def test_frames_leave_while_the_denoiser_is_held(model: Executable) -> None:
+    """Whatever holds the thread that denoises, frames of the chunk before are the caller's."""
+    compute, calls, open_ = model.stage("denoise").graph, [], threading.Event()
+
+    def held_up(*values: torch.Tensor) -> Any:
+        calls.append(1)
+        assert len(calls) < 2 or open_.wait(30)
+        return compute(*values)
+
+    parts = session_of(replaced(model, "denoise", held_up)).parts()
+    with closing(parts):
+        while (part := next(parts)).chunk is None:
+            assert part.index == 0
+        assert part.index == 0 and not open_.is_set()
+        open_.set()
+        assert next(parts).index == 1
+
+
+@pytest.mark.parametrize("stage", ["denoise", "refresh"])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_chunks_before_an_error_of_the_denoiser_come_first(
+    model: Executable, stage: str, depth: int
+) -> None:
+    compute, calls, seen = model.stage(stage).graph, [], []
+
+    def breaks(*values: torch.Tensor) -> Any:
+        calls.append(1)
+        assert len(calls) < 5
+        return compute(*values)
+
+    with pytest.raises(SessionError, match="stage denoise failed"):
+        for chunk in session_of(replaced(model, stage, breaks), decode_depth=depth):
+            seen.append(chunk.index)
+    assert seen == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])

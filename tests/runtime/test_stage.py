@@ -127,24 +127,6 @@ def test_a_result_is_there_before_the_next_of_its_item() -> None:
         assert list(results) == []
 
 
-def test_results_come_while_there_is_no_room() -> None:
-    """And only then: whoever can submit does that first."""
-    halves = Halves()
-    with Stage("half", halves, depth=1) as stage:
-        assert list(stage.until_room()) == []
-        stage.submit(0)
-        assert halves.gate.entered.wait(2)
-        assert list(stage.until_room()) == []
-        stage.submit(2)
-        waiting = stage.until_room()
-        assert next(waiting) == (0, 0)
-        consumer = Background(lambda: list(waiting))
-        assert consumer.blocked()
-        halves.gate.open.set()
-        assert consumer.ended()
-        stage.cancel()
-
-
 @DEPTHS
 def test_results_before_an_error_in_the_midst_of_an_item(depth: int) -> None:
     halves, found = Halves(), []
@@ -168,7 +150,6 @@ def test_an_error_wakes_whoever_waits_for_room(depth: int) -> None:
         Stage("decode", fail_at_two, depth=depth) as stage,
     ):
         for _ in range(2 * depth + 2):
-            list(stage.until_room())
             stage.submit(2)
 
 
@@ -203,6 +184,92 @@ def test_an_llvq_error_is_raised_as_it_is(depth: int) -> None:
         next(stage.results())
     assert caught.value is original
     assert any(frame.name == "fail" for frame in traceback.extract_tb(original.__traceback__))
+
+
+CHAINED = pytest.mark.parametrize("depths", [(0, 0), (1, 1), (3, 1), (1, 3)])
+
+
+@CHAINED
+def test_what_one_stage_makes_goes_into_the_next(depths: tuple[int, int]) -> None:
+    with (
+        Stage("square", square, depth=depths[1]) as last,
+        Stage("twice", lambda item: (item, item), depth=depths[0], into=last) as first,
+    ):
+        for item in range(9):
+            first.submit(item)
+        first.close()
+        assert list(last.results()) == [n * n for n in range(9) for _ in range(2)]
+
+
+def test_a_slow_stage_holds_back_the_one_before_and_its_producer() -> None:
+    gate = Gate()
+    with Stage("slow", gate, depth=1) as last, Stage("fast", square, depth=1, into=last) as first:
+        for item in range(2):
+            first.submit(item)
+        assert gate.entered.wait(2)
+        # One in work and one that waits at the gate, one held back before it, one that waits.
+        producer = Background(lambda: [first.submit(item) for item in range(2, 5)])
+        assert producer.blocked()
+        gate.open.set()
+        assert producer.ended()
+        first.close()
+        assert list(last.results()) == [0, 1, 4, 9, 16]
+
+
+@CHAINED
+def test_an_error_comes_behind_what_the_next_stage_makes_of_the_items_before(
+    depths: tuple[int, int],
+) -> None:
+    found = []
+    with (
+        pytest.raises(SessionError, match="stage first failed"),
+        Stage("last", square, depth=depths[1]) as last,
+        Stage("first", fail_at_two, depth=depths[0], into=last) as first,
+    ):
+        for item in range(3):
+            first.submit(item)
+        for result in last.results():
+            found.append(result)
+    assert found == [0, 1]
+
+
+@CHAINED
+def test_an_error_of_the_next_stage_ends_the_one_before(depths: tuple[int, int]) -> None:
+    with (
+        pytest.raises(SessionError, match="stage last failed"),
+        Stage("last", fail_at_two, depth=depths[1]) as last,
+        Stage("first", lambda item: (item,), depth=depths[0], into=last) as first,
+    ):
+        for item in range(30):
+            first.submit(item)
+    assert not first._worker.is_alive() and not last._worker.is_alive()
+
+
+@CHAINED
+def test_an_error_of_a_chain_that_nobody_collected_is_raised_at_the_end(
+    depths: tuple[int, int],
+) -> None:
+    with (
+        pytest.raises(SessionError, match="stage first failed"),
+        Stage("last", square, depth=depths[1]) as last,
+        Stage("first", fail_at_two, depth=depths[0], into=last) as first,
+    ):
+        first.submit(2)
+
+
+def test_cancel_wakes_a_chain() -> None:
+    gate = Gate()
+    with Stage("slow", gate, depth=1) as last, Stage("fast", square, depth=3, into=last) as first:
+        for item in range(4):
+            first.submit(item)
+        assert gate.entered.wait(2)
+        consumer = Background(lambda: list(last.results()))
+        assert consumer.blocked()
+        first.cancel()
+        assert consumer.ended() and "was cancelled" in str(consumer.error)
+        first._worker.join(2)
+        assert not first._worker.is_alive()
+        gate.open.set()
 
 
 @DEPTHS
