@@ -10,36 +10,49 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llvq.backends.triton.decode import DECODED as DECODED_BY
-from llvq.backends.triton.decode import decode_nvfp4
+from llvq.backends.triton.decode import PLACED as PLACED_BY
+from llvq.backends.triton.decode import decode_e2m1
 from llvq.formats import nvfp4
 
 BLOCK = tl.constexpr(nvfp4.BLOCK)
-DECODED = tl.constexpr(DECODED_BY)
+PLACED = tl.constexpr(PLACED_BY)
 
 
 @triton.jit
 def load_blocks(pointer, offset, mask, other, SIZE: tl.constexpr = BLOCK):
     """[B, SIZE] from where each block begins, or `other` where it is masked out."""
     at = offset[:, None] + tl.arange(0, SIZE)[None, :]
-    return tl.load(pointer + at, mask=mask[:, None], other=other)
+    if mask is None:
+        return tl.load(pointer + at)
+    else:
+        return tl.load(pointer + at, mask=mask[:, None], other=other)
 
 
 @triton.jit
-def load_page(
-    page0, page1, page2, first_row, row, block, slot, mask, FORMAT: tl.constexpr, D: tl.constexpr
-):
-    """fp32 [B, 16] of a pool, whose tensors are those of the format, and what multiplies it."""
+def unit_of(page1, page2, slot, FORMAT: tl.constexpr):
+    """What multiplies all values of a slot, whose tensors are those of the format."""
+    if FORMAT == "nvfp4":
+        return tl.load(page2 + slot) * PLACED
+    else:
+        return tl.load(page1 + slot) if FORMAT == "fp8" else 1.0
+
+
+@triton.jit
+def load_page(page0, page1, first_row, row, block, mask, FORMAT: tl.constexpr, D: tl.constexpr):
+    """fp32 [B, 16] of a pool, and what multiplies each block beside the unit of its slot, [B, 1].
+
+    A thread loads the scale of a block that it has: of neighbours, two would be one load, and then
+    go through shared memory.
+    """
     if FORMAT == "nvfp4":
         offset = row * (D // 2) + block * (BLOCK // 2)
         codes = load_blocks(page0 + first_row * (D // 2), offset, mask, 0, BLOCK // 2)
-        scale = page1 + first_row * (D // BLOCK) + (row * (D // BLOCK) + block)
-        scale = tl.load(scale, mask=mask, other=0.0)
-        x = decode_nvfp4(codes, scale[:, None], codes.shape[0], BLOCK)
-        return x.to(tl.float32), tl.load(page2 + slot) * DECODED
+        scale = tl.max_contiguous(row * (D // BLOCK) + block, 1)
+        scale = load_blocks(page1 + first_row * (D // BLOCK), scale, mask, 0.0, 1)
+        return decode_e2m1(codes, codes.shape[0]), scale.to(tl.float32)
     else:
-        x = load_blocks(page0 + first_row * D, row * D + block * BLOCK, mask, 0.0).to(tl.float32)
-        return x, tl.load(page1 + slot) if FORMAT == "fp8" else 1.0
+        x = load_blocks(page0 + first_row * D, row * D + block * BLOCK, mask, 0.0)
+        return x.to(tl.float32), 1.0
 
 
 @triton.jit

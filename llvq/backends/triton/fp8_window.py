@@ -9,30 +9,29 @@ Shapes: N tokens of a chunk, P pages of history, W keys of the window, for `wind
 with zeros to a multiple of KEYS; H heads, D head dim, E = H * D.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.fp8_blocks import BLOCK, load_blocks, load_page, scaled
+from llvq.backends.triton.fp8_expand import expand_kernel, expand_shared_kernel
 from llvq.backends.triton.fp8_scales import NOTHING, History, Told, in_rows, told, window_scales
 from llvq.backends.triton.specialize import Launcher
 from llvq.errors import TargetError
 from llvq.formats import fp8
 
 KEYS = 128  # a window is padded to a multiple of it, the keys of one step of attention
-ROWS = 64  # of D channels, in one program: a power of two of heads, of as many tokens as remain
+# Rows of D channels in a tile: a power of two of heads, of as many tokens as remain. At D = 128 a
+# thread has one block, or two where V is transposed, in lines of 64 bytes.
+ROWS, TRANSPOSED_ROWS = 32, 64
 MAX_HEADS = 8  # of one program: their scales in a page fill a sector
+SPAN = 32  # keys of one program, tile after tile, as far as they divide pages and the chunk
 WARPS = 8
-# Places of V that a thread has side by side when it transposes: two bytes that move together.
-BESIDE = tl.constexpr(2)
 FORMATS = ("none", "fp8", "nvfp4")
 
 
@@ -149,10 +148,12 @@ def _expand(
     out = torch.empty(shape, dtype=fp8.DTYPE, device=own.device)
     width = {"rows": keys, "heads": shape[1], "transposed": shape[2]}[layout]
     together = 1 if layout == "transposed" else min(MAX_HEADS, heads & -heads)
-    tile = ROWS // together
+    tile = (TRANSPOSED_ROWS if layout == "transposed" else ROWS) // together
+    steps = min(max(SPAN, tile), tokens & -tokens) // tile  # 0: pages share tiles
+    more: dict[str, Any] = {"STEPS": steps} if steps else {}
     launch(
-        expand_kernel,
-        (heads // together, triton.cdiv(width, tile)),
+        expand_kernel if steps else expand_shared_kernel,
+        (heads // together, triton.cdiv(width, tile * max(steps, 1))),
         rows,
         *tensors,
         *(rope or (None, None)),
@@ -165,115 +166,7 @@ def _expand(
         D=dim,
         HEADS=together,
         KEYS=tile,
-        WHOLE=tokens % tile == 0,
+        **more,
         warps=WARPS,
     )
     return out
-
-
-@triton.jit
-def key_order(place):
-    """The key that lies at a place of V.
-
-    Thread t of four holds keys 8j + 2t + e of an accumulator, and wants places 4t + 2j + e of an
-    operand: what it has is what it wants if the keys of V lie there.
-    """
-    return (place // 16) * 16 + ((place // 2) % 2) * 8 + ((place // 4) % 4) * 2 + place % 2
-
-
-@triton.jit(
-    do_not_specialize=["tokens", "keys", "heads", "first_angle", "which", "pages", "slots", "layer"]
-)
-def expand_kernel(
-    own,
-    page0,
-    page1,
-    page2,
-    table,
-    cos,
-    sin,
-    scales,
-    out,
-    own_stride,
-    tokens,
-    keys,
-    width,
-    heads,
-    first_angle,
-    which,
-    pages,
-    slots,
-    layer,
-    FORMAT: tl.constexpr,
-    LAYOUT: tl.constexpr,
-    D: tl.constexpr,
-    HEADS: tl.constexpr,
-    KEYS: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
-    """KEYS keys of HEADS heads, in blocks of 16 channels: a thread has whole blocks.
-
-    They are in one page each time, or in the chunk, which is the last page here; where WHOLE, there
-    is one time only. Otherwise pages meet in registers, as fp32: of e4m3 that two branches of a
-    loop store, ptxas 12.8 and 12.9 stored what the time before had. The chunk was read for its
-    scale just before, so it goes first: the end of it is still in the cache.
-    """
-    head = tl.program_id(0) * HEADS
-    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * KEYS
-    block = tl.arange(0, KEYS * HEADS * (D // BLOCK))
-    row, block = block // (D // BLOCK), block % (D // BLOCK)
-    local, beside = row // HEADS, row % HEADS
-    if LAYOUT == "rows":
-        to = out + (first.to(tl.int64) * heads + head) * D
-        to_block = (local * heads + beside) * D + block * BLOCK
-    elif LAYOUT == "heads":
-        to = out + (head.to(tl.int64) * width + first) * D
-        to_block = (beside * width + local) * D + block * BLOCK
-    else:
-        to = out + (head * D).to(tl.int64) * width + first
-        to_block = width  # from one channel to the next
-        local = key_order(local % (KEYS // BESIDE) * BESIDE + local // (KEYS // BESIDE))
-    key = first + local
-    inverse = 1.0 / tl.load(scales + which)
-    angle = (first_angle + key) * (D // 2) + block * (BLOCK // 2)
-    last = first + KEYS - 1
-    if not WHOLE:
-        merged = tl.zeros((KEYS * HEADS * (D // BLOCK), BLOCK), tl.float32)
-    for page in range(tl.minimum(first // tokens, pages), tl.minimum(last // tokens, pages) + 1):
-        start = page * tokens
-        end = tl.where(page == pages, keys, start + tokens)
-        inside = (key >= start) & (key < end)
-        if page < pages:
-            if page0 is not None:
-                slot = (layer * 2 + which) * slots + tl.load(table + page)
-                at = (slot * tokens + first - start) * heads + head
-                at_row = local * heads + beside
-                x, unit = load_page(page0, page1, page2, at, at_row, block, slot, inside, FORMAT, D)
-                x = scaled(x, unit, inverse, cos, sin, angle, inside, own.dtype.element_ty)
-                if WHOLE:
-                    store(to, to_block, x, key < width, LAYOUT, D, KEYS)
-                else:
-                    merged = tl.where(inside[:, None], x, merged)
-        else:
-            at = (first - start).to(tl.int64) * own_stride + head * D
-            offset = local * own_stride + beside * D + block * BLOCK
-            x = load_blocks(own + at, offset, inside, 0.0).to(tl.float32)
-            x = scaled(x, 1.0, inverse, cos, sin, angle, inside, own.dtype.element_ty)
-            if WHOLE:
-                store(to, to_block, x, key < width, LAYOUT, D, KEYS)
-            else:
-                merged = tl.where(inside[:, None], x, merged)
-    if not WHOLE:
-        store(to, to_block, merged, key < width, LAYOUT, D, KEYS)
-
-
-@triton.jit
-def store(to, to_block, x, inside, LAYOUT: tl.constexpr, D: tl.constexpr, KEYS: tl.constexpr):
-    """Blocks x fp32 [B, 16] in e4m3."""
-    if LAYOUT == "transposed":
-        at = to + (tl.arange(0, D)[:, None] * to_block + tl.arange(0, KEYS)[None, :])
-        turned = x.to(tl.float8e4nv).reshape(BESIDE, KEYS // BESIDE, D).permute(2, 1, 0)
-        tl.store(at, turned.reshape(D, KEYS))
-    else:
-        at = to_block[:, None] + tl.arange(0, BLOCK)[None, :]
-        tl.store(to + at, x.to(tl.float8e4nv), mask=inside[:, None])

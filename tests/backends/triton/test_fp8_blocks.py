@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from llvq.backends.triton.fp8_blocks import load_page, scaled
+from llvq.backends.triton.fp8_blocks import load_page, scaled, unit_of
 from llvq.backends.triton.specialize import Launcher
 from llvq.dialect import rope
 from llvq.formats import fp8
@@ -27,7 +27,8 @@ def code_page(
     block = tl.arange(0, ROWS * D // 16)
     row, block = block // (D // 16), block % (D // 16)
     mask = row < count
-    x, unit = load_page(page0, page1, page2, 0, row, block, 0, mask, FORMAT, D)
+    x, factor = load_page(page0, page1, 0, row, block, mask, FORMAT, D)
+    unit = factor * unit_of(page1, page2, 0, FORMAT)
     angle = row * (D // 2) + block * 8
     x = scaled(x, unit, inverse, cos, sin, angle, mask, tl.bfloat16).to(tl.float8e4nv)
     tl.store(out + (row * D + block * 16)[:, None] + tl.arange(0, 16)[None, :], x)
