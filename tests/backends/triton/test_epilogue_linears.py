@@ -42,6 +42,7 @@ def require_fit(chip: str, op: str, *arguments: Any) -> None:
         ("sm_100a", "gelu", 7040, "none"),
         ("sm_100a", "gelu", 512, "tanh"),
         ("sm_103a", "gelu", 7040, "tanh"),
+        ("sm_103a", "gelu_quantize", 7040, "tanh"),
         ("sm_120a", "gelu_quantize", 7040, "none"),
         ("sm_120a", "gelu", 7040, "tanh"),
     ],
