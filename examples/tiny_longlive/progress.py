@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from examples.tiny_longlive.replicas import ALONE, Replicas
+
 SAVE_SECONDS = 120.0  # so that a killed call loses little
 
 
@@ -16,19 +18,23 @@ class Progress:
     """One call of a phase, which is part `part` = (number, of how many) of it.
 
     Within the call `local` goes from 0 to 1 over `steps` if given (reproducible), else over
-    `seconds`; `fraction` does so over all parts. Logs of several calls follow each other.
+    `seconds`; `fraction` does so over all parts. Logs of several calls follow each other. Replicas
+    go by the clock of the first, which writes the log; it is read once a step.
     """
 
     def __init__(
-        self, log: Path, *, seconds: float, steps: int | None, part: tuple[int, int] = (1, 1)
+        self,
+        log: Path,
+        *,
+        seconds: float,
+        steps: int | None,
+        part: tuple[int, int] = (1, 1),
+        replicas: Replicas = ALONE,
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self.seconds, self.steps, self.part = log, seconds, steps, part
-        self.step, self.began, self.saved = 0, time.perf_counter(), 0.0
-
-    @property
-    def elapsed(self) -> float:
-        return time.perf_counter() - self.began
+        self.replicas = replicas
+        self.step, self.began, self.elapsed, self.saved = 0, time.perf_counter(), 0.0, 0.0
 
     @property
     def local(self) -> float:
@@ -47,6 +53,7 @@ class Progress:
         if self.step % every == 0:
             self.note(**{name: float(f"{float(n):.5g}") for name, n in numbers.items()})
         self.step += 1
+        self.elapsed = self.replicas.agree(self._now())
         return self.local < 1
 
     def save_is_due(self) -> bool:
@@ -58,11 +65,16 @@ class Progress:
 
     def note(self, **values: object) -> None:
         """One JSON line, also on the terminal."""
-        head = {"part": self.part[0], "step": self.step, "seconds": round(self.elapsed, 1)}
+        if not self.replicas.is_first:
+            return
+        head = {"part": self.part[0], "step": self.step, "seconds": round(self._now(), 1)}
         line = json.dumps(head | values)
         with self.log.open("a") as file:
             file.write(line + "\n")
         print(line, flush=True)
+
+    def _now(self) -> float:
+        return time.perf_counter() - self.began
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
@@ -80,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--gpus", type=int, default=1, help="that train together, one process each")
 
 
 def part_seed(args: argparse.Namespace) -> int:

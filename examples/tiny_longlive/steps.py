@@ -55,7 +55,13 @@ class Steps:
 
     def _capture(self, inputs: tuple[Tensor, ...], work: Work) -> Captured:
         graph, static = torch.cuda.CUDAGraph(), tuple(tensor.clone() for tensor in inputs)
-        with torch.cuda.graph(graph, pool=self.pool, stream=torch.cuda.current_stream()):
+        recording = torch.cuda.graph(
+            graph,
+            pool=self.pool,
+            stream=torch.cuda.current_stream(),
+            capture_error_mode="thread_local",  # NCCL asks for its events from a thread of its own
+        )
+        with recording:
             outputs = work(*static)
         return Captured(graph, static, outputs)
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# One call of tiny-longlive's training on one GPU, of at most ten minutes:
+# One call of tiny-longlive's training, of five to eight minutes, on all GPUs of a machine:
 #
 #     bash examples/tiny_longlive/train.sh PHASE FROM TO [PYTHON]
 #
-# PHASE: vae, ar-1, ar-2, ar-3, few, in this order; docs/tiny-longlive.md says what to look at after each.
+# PHASE: vae, ar-1, ar-2, few, in this order; docs/tiny-longlive.md says what to look at after each.
 # FROM: the folder that the call before left, nothing for vae. TO: a folder for what this one leaves,
 # which is also brought up to date every two minutes, so that little is lost if the call is killed:
 #   weights.tar.aa, .ab, ...   everything that the next call needs, in pieces under 16 MB
@@ -14,6 +14,7 @@ set -euo pipefail
 phase=$1 from=$2 to=$3
 run=build/tiny few=build/tiny-few
 python=${4:-python}
+gpus=$(nvidia-smi --list-gpus | wc -l)
 mkdir -p "$run" "$few" "$to"
 if compgen -G "$from/weights.tar.*" > /dev/null; then
     cat "$from"/weights.tar.* | tar x -C build
@@ -44,7 +45,9 @@ fastest() {
         rm -rf "$folder"
         cp -r "$run" "$folder"
         rm -f "$folder"/*.jsonl
-        module "$@" --out "$folder" $flag > "$folder/trial.txt" 2>&1 || { tail -n 5 "$folder/trial.txt" >&2; continue; }
+        # A trial that hangs is one that does not work.
+        timeout --signal=INT --kill-after=5 100 "$python" -m "examples.tiny_longlive.$1" "${@:2}" \
+            --out "$folder" --gpus "$gpus" $flag > "$folder/trial.txt" 2>&1 || { tail -n 5 "$folder/trial.txt" >&2; continue; }
         steps=$(grep -h '"done"' "$folder"/*.jsonl | sed 's/.*"step": \([0-9]*\).*/\1/')
         echo "trial of '$1 $flag': $steps steps" >&2
         if [ "$steps" -gt "$most" ]; then most=$steps best=$flag; fi
@@ -56,21 +59,21 @@ train() {
     case $phase in
         vae)
             flag=$(fastest train_vae --seconds 25 --clips 256)
-            module train_vae --out "$run" --seconds 450 $flag
+            module train_vae --out "$run" --gpus "$gpus" --seconds 280 $flag
             ;;
         ar-1)
             flag=$(fastest train_ar --seconds 35 --pool 6)
             echo "$flag" > "$run/flag.txt"
-            module train_ar --out "$run" --seconds 380 --part 1/3 $flag
+            module train_ar --out "$run" --gpus "$gpus" --seconds 300 --part 1/2 $flag
             ;;
-        ar-2 | ar-3)
-            module train_ar --out "$run" --seconds 480 --part "${phase#ar-}/3" $(cat "$run/flag.txt")
+        ar-2)
+            module train_ar --out "$run" --gpus "$gpus" --seconds 400 --part 2/2 $(cat "$run/flag.txt")
             ;;
         few)
-            module train_few_steps --teacher "$run" --out "$few" --seconds 470 $(cat "$run/flag.txt")
+            module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --seconds 300 $(cat "$run/flag.txt")
             ;;
         *)
-            echo "no phase $phase: vae, ar-1, ar-2, ar-3 or few" >&2
+            echo "no phase $phase: vae, ar-1, ar-2 or few" >&2
             exit 2
             ;;
     esac

@@ -1,6 +1,6 @@
 """Phase 2: denoiser and text encoder by teacher forcing, with flow matching.
 
-    python -m examples.tiny_longlive.train_ar --out runs/tiny --seconds 500 --part 1/3
+    python -m examples.tiny_longlive.train_ar --out runs/tiny --seconds 500 --part 1/2
 
 `--out` holds the VAE of phase 1.
 """
@@ -28,6 +28,7 @@ from examples.tiny_longlive.model import (
     write_denoiser,
 )
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
+from examples.tiny_longlive.replicas import Replicas, train_together
 from examples.tiny_longlive.steps import Steps, Work, gradients, own_stream
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
 from examples.tiny_longlive.validation import HELD_OUT_SEED, held_out
@@ -98,7 +99,7 @@ def train(
     renew_every: int = 25,
 ) -> None:
     """Every step an opening and a run, at first two openings. `save` is called with the mean."""
-    masters = Masters(model.modules, rate=rate, muon=True, ema=MEAN)
+    masters = Masters(model.modules, rate=rate, muon=True, ema=MEAN, replicas=progress.replicas)
     if progress.part[0] == 1:
         count, error = learn_places(model, masters, steps, pool)
         progress.note(places_steps=count, places=round(error, 4))
@@ -116,7 +117,8 @@ def train(
         )
         if progress.save_is_due() or not going:
             masters.use_mean()
-            save()
+            if progress.replicas.is_first:
+                save()
             masters.use_masters()
     masters.use_mean()
 
@@ -132,7 +134,7 @@ def learn_places(
         samples = pool.choose()[1]
         (error,) = learn(steps, "places", samples, partial(places_loss, model, samples.layout))
         masters.step(min(step / 20, 1.0))
-        if step % 50 == 0 and error < PLACES_ERROR:
+        if step % 50 == 0 and masters.replicas.average(error) < PLACES_ERROR:
             break
     return step, float(error)
 
@@ -165,17 +167,21 @@ def main() -> None:
     parser.add_argument("--openings", type=int, default=192, help="first chunks, per step")
     parser.add_argument("--pool", type=int, default=96, help="batches of either that are held")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
-    args = parser.parse_args()
+    train_together(train_ar, parser.parse_args())
+
+
+def train_ar(args: argparse.Namespace, replicas: Replicas) -> None:
     part, seed = args.part[0], part_seed(args)
     torch.manual_seed(seed)
     config = tiny_longlive()
     progress = Progress(args.out / "ar.jsonl", seconds=args.seconds, steps=args.steps,
-                        part=args.part)  # fmt: skip
+                        part=args.part, replicas=replicas)  # fmt: skip
     vae = read_vae(args.out, config).to(args.device, torch.bfloat16)
     frozen([vae])
     dit, text = (m.to(args.device, torch.bfloat16) for m in new_or_read(args.out, config, part))
     places = Places(config).to(args.device, torch.bfloat16)
     model = Denoiser(TeacherForcing(dit), text, places)
+    torch.manual_seed(replicas.seed(seed))
 
     def pool_of(seed: int, count: int) -> Pool:
         pool = Pool(vae, config, seed, clips=args.clips, openings=args.openings)
@@ -184,7 +190,7 @@ def main() -> None:
 
     with own_stream(args.device):
         tests = pool_of(HELD_OUT_SEED, 1)
-        pool = pool_of(seed, args.pool)
+        pool = pool_of(replicas.seed(seed), args.pool)
         progress.note(pool=args.pool)
 
         def save() -> None:

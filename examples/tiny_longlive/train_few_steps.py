@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from examples.tiny_longlive.model import (
     write_denoiser,
 )
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
+from examples.tiny_longlive.replicas import ALONE, Replicas, train_together
 from examples.tiny_longlive.rollout import Rollout
 from examples.tiny_longlive.steps import Steps, gradients, own_stream
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
@@ -172,11 +174,18 @@ class RolloutPool(Pool):
 class Matching:
     """One step of the phase after another: a rollout, the critic on it, the generator."""
 
-    def __init__(self, models: Models, text: TextEncoder, steps: Steps, shift: float) -> None:
+    def __init__(
+        self,
+        models: Models,
+        text: TextEncoder,
+        steps: Steps,
+        shift: float,
+        replicas: Replicas = ALONE,
+    ) -> None:
         self.models, self.text, self.steps, self.shift = models, text, steps, shift
         parts = {"generator": models.generator.dit, "critic": models.critic.dit}
         self.masters = {
-            name: Masters([part], rate=RATES[name], betas=(0.0, 0.99), ema=0.98)
+            name: Masters([part], rate=RATES[name], betas=(0.0, 0.99), ema=0.98, replicas=replicas)
             for name, part in parts.items()
         }
 
@@ -236,19 +245,21 @@ def train(
     `save` is called with the mean of the generator.
     """
     generator, going = matching.masters["generator"], True
+    kinds = Random(progress.part[0])  # of steps: the same for all replicas, so that none waits
     while going:
         if progress.step % renew_every == renew_every - 1:
             pool.renew()
-        samples = pool.choose()[pool.random.random() < OPENING_SHARE]
-        plan = schedule(pool.random.choice(STEP_COUNTS), matching.shift)
-        chosen = pool.random.randrange(len(plan.timesteps))
+        samples = pool.choose()[kinds.random() < OPENING_SHARE]
+        plan = schedule(kinds.choice(STEP_COUNTS), matching.shift)
+        chosen = kinds.randrange(len(plan.timesteps))
         warm = min(max(progress.step - CRITIC_FIRST, 0) / 20, 1.0)
         scale = warm * max(1 - progress.fraction, 0.1)
         numbers = matching.step(samples, plan, chosen, scale)
         going = progress.advance(25, **numbers)
         if progress.save_is_due() or not going:
             generator.use_mean()
-            save()
+            if progress.replicas.is_first:
+                save()
             generator.use_masters()
     generator.use_mean()
 
@@ -261,14 +272,17 @@ def main() -> None:
     parser.add_argument("--openings", type=int, default=192, help="first chunks, per step")
     parser.add_argument("--pool", type=int, default=48, help="batches of either that are held")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
-    args = parser.parse_args()
+    train_together(train_few_steps, parser.parse_args())
+
+
+def train_few_steps(args: argparse.Namespace, replicas: Replicas) -> None:
     part, seed = args.part[0], part_seed(args)
     torch.manual_seed(seed)
     config = tiny_longlive()
     progress = Progress(args.out / "few_steps.jsonl", seconds=args.seconds, steps=args.steps,
-                        part=args.part)  # fmt: skip
+                        part=args.part, replicas=replicas)  # fmt: skip
     vae = read_vae(args.teacher, config).to(args.device, torch.bfloat16)
-    for name in (VAE_FILE, "vae_config.json"):
+    for name in (VAE_FILE, "vae_config.json") if replicas.is_first else ():
         shutil.copy(args.teacher / name, args.out / name)
     teacher, text = (m.to(args.device, torch.bfloat16) for m in read_denoiser(args.teacher, config))
     begun = args.teacher if part == 1 else args.out
@@ -276,15 +290,18 @@ def main() -> None:
     critic = copy.deepcopy(teacher)
     frozen([vae, text, teacher])
     models = Models(*(TeacherForcing(m) for m in (dit, teacher, critic)))
+    torch.manual_seed(replicas.seed(seed))
 
     def save() -> None:
         write_denoiser(args.out, config, dit.state_dict(), text.state_dict())
 
     with own_stream(args.device):
-        pool = RolloutPool(vae, config, seed + 1, clips=args.clips, openings=args.openings)
+        own = replicas.seed(seed + 1)
+        pool = RolloutPool(vae, config, own, clips=args.clips, openings=args.openings)
         pool.fill(args.pool, args.pool)
         progress.note(pool=args.pool)
-        matching = Matching(models, text, Steps(graphs=args.graphs), config.stream.shift)
+        steps = Steps(graphs=args.graphs)
+        matching = Matching(models, text, steps, config.stream.shift, replicas)
         train(matching, pool, progress, save)
     progress.note(done=True)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from examples.tiny_longlive import data
 from examples.tiny_longlive.model import read_vae, tiny_longlive, write_vae
 from examples.tiny_longlive.progress import Progress, add_arguments, part_seed
+from examples.tiny_longlive.replicas import Replicas, train_together
 from examples.tiny_longlive.sheets import write_sheet
 from examples.tiny_longlive.steps import Steps, gradients, own_stream
 from examples.tiny_longlive.weights import Masters, rate_scale
@@ -110,7 +111,9 @@ def train(
     renew_every: int = 20,
 ) -> None:
     """`save` is called with the mean of the weights. Whole frames are fewer at once."""
-    masters = Masters([vae], rate=rate, muon=True, betas=(0.9, 0.98), ema=0.998)
+    masters = Masters(
+        [vae], rate=rate, muon=True, betas=(0.9, 0.98), ema=0.998, replicas=progress.replicas
+    )
     going = True
     while going:
         if progress.step % renew_every == renew_every - 1:
@@ -123,7 +126,8 @@ def train(
         going = progress.advance(100, loss=loss, l1=error, grad=norm)
         if progress.save_is_due() or not going:
             masters.use_mean()
-            save()
+            if progress.replicas.is_first:
+                save()
             masters.use_masters()
     masters.use_mean()
 
@@ -155,22 +159,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="crops per step")
     parser.add_argument("--clips", type=int, default=4096, help="held at once: 2.6 MB each")
     parser.add_argument("--graphs", action="store_true", help="replay steps as CUDA graphs")
-    args = parser.parse_args()
+    train_together(train_vae, parser.parse_args())
+
+
+def train_vae(args: argparse.Namespace, replicas: Replicas) -> None:
     seed = part_seed(args)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
     config = tiny_longlive()
     assert config.vae is not None
     progress = Progress(args.out / "vae.jsonl", seconds=args.seconds, steps=args.steps,
-                        part=args.part)  # fmt: skip
+                        part=args.part, replicas=replicas)  # fmt: skip
     # Statistics are those of the latents before they are normalised: of a VAE without any.
     vae = WanVae(config.vae)
     if args.part[0] > 1:
         vae.load_state_dict(read_vae(args.out, config).state_dict())
     vae = vae.to(args.device, torch.bfloat16)
+    torch.manual_seed(replicas.seed(seed))
     with own_stream(args.device):
         tests = Clips(64, HELD_OUT_SEED, args.device).crops(64, data.SIZE)
-        clips = Clips(args.clips, seed, args.device)
+        clips = Clips(args.clips, replicas.seed(seed), args.device)
         progress.note(clips=args.clips)
         save = partial(report, vae, tests, args.out, progress)
         train(vae, clips, Steps(graphs=args.graphs), progress, save, batch=args.batch)

@@ -13,6 +13,8 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor, nn
 
+from examples.tiny_longlive.replicas import ALONE, Replicas
+
 ALIGN = 8  # elements: every parameter starts at a multiple of 16 bytes
 MOMENTUM, DECAY = 0.95, 0.01  # of Muon
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -25,7 +27,8 @@ class Masters:
     """Optimizer and fp32 weights of `modules`, whose own parameters become views of one buffer.
 
     Matrices inside blocks move by Muon if `muon` (its update has the size of one by Adam), all
-    else by Adam. `step` waits for nothing and allocates alike every time.
+    else by Adam. `step` waits for nothing and allocates alike every time. `replicas` take it
+    together, each with gradients of its own.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Masters:
         betas: tuple[float, float] = (0.9, 0.99),
         clip: float = 1.0,
         ema: float = 0.998,
+        replicas: Replicas = ALONE,
     ) -> None:
         named = [pair for module in modules for pair in module.named_parameters()]
         matrices = [p for name, p in named if muon and _is_matrix(name, p)]
@@ -44,6 +48,7 @@ class Masters:
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen]
         self.rate, self.betas, self.clip, self.ema, self.steps = rate, betas, clip, ema, 0
+        self.replicas = replicas
         self.weight, self.grad, starts = _flattened([*matrices, *rest])
         self.groups = _groups(matrices, starts)
         self.rest = slice(starts[len(matrices)], None)
@@ -55,7 +60,7 @@ class Masters:
     def step(self, scale: float = 1.0) -> Tensor:
         """Apply and clear the gradients, at `scale` times the rate; returns their norm."""
         self.steps += 1
-        grad = self.grad.to(torch.float32, copy=True)
+        grad = self.replicas.average(self.grad.to(torch.float32, copy=True))
         self.grad.zero_()
         norm = grad.norm()
         grad *= (self.clip / (norm + 1e-6)).clamp(max=1.0)

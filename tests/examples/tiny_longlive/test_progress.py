@@ -31,6 +31,8 @@ def test_a_save_is_due_now_and_then(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "x.jsonl", seconds=1, steps=None)
     assert not progress.save_is_due()
     progress.began -= 130
+    assert not progress.save_is_due(), "the clock is read once a step"
+    progress.advance(1)
     assert progress.save_is_due() and not progress.save_is_due()
 
 

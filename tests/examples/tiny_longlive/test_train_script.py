@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+PATH = os.environ["PATH"]
 SCRIPT = Path(__file__).parents[3] / "examples/tiny_longlive/train.sh"
 STAND_IN = f"""#!{sys.executable}
 import sys
@@ -35,9 +37,13 @@ def names(path: Path) -> list[str]:
 def test_a_call_hands_on_what_the_next_one_needs(tmp_path: Path) -> None:
     stand_in = tmp_path / "python"
     stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
+    gpus = tmp_path / "nvidia-smi"
+    gpus.write_text("#!/bin/sh\necho 'GPU 0'\necho 'GPU 1'\n")
+    for program in (stand_in, gpus):
+        program.chmod(0o755)
     for phase, before, after in (("vae", "none", "a"), ("ar-1", "a", "b")):
-        subprocess.run(["bash", SCRIPT, phase, before, after, stand_in], cwd=tmp_path, check=True)
+        command = ["bash", SCRIPT, phase, before, after, stand_in]
+        subprocess.run(command, cwd=tmp_path, check=True, env={"PATH": f"{tmp_path}:{PATH}"})
         subprocess.run(["rm", "-r", tmp_path / "build"], check=True)
         folder = tmp_path / after
         pieces = sorted(folder.glob("weights.tar.*"))
@@ -49,5 +55,6 @@ def test_a_call_hands_on_what_the_next_one_needs(tmp_path: Path) -> None:
         assert names(folder / "sheets.tar") == ["build/tiny/sheet.png"]
     # Graphs did not work for the VAE; for the denoiser they were no faster.
     runs = [line for line in (tmp_path / "a/log.txt").read_text().splitlines() if line[:3] == "ran"]
+    assert all("--gpus 2" in line for line in runs)
     assert "--graphs" not in runs[-1] and "--out build/tiny " in runs[-1] + " "
     assert "samples --out build/tiny --name ar-1" in (tmp_path / "b/log.txt").read_text()
