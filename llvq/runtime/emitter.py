@@ -22,8 +22,9 @@ from llvq.runtime.host_buffers import HostBuffers, shaped
 from llvq.runtime.streams import Lane, hand_over, mark
 from llvq.runtime.timeline import Timeline
 
-# Chunks that are on the host at once, beside those that wait for the decoder: one that is copied,
-# two that wait to be collected, and of the consumer one that is encoded and two that wait for it.
+# Chunks that are on the host at once, if the consumer is slow, beside as many as may wait for the
+# decoder: two that wait to be collected, one that the caller has, and of a writer one that is
+# encoded and two that wait for it.
 ON_THE_HOST = 6
 
 
