@@ -15,6 +15,11 @@ phase=$1 from=$2 to=$3
 run=build/tiny few=build/tiny-few
 python=${4:-python}
 gpus=$(nvidia-smi --list-gpus | wc -l)
+# Of each GPU. With more than two, half of it: then there are more steps too, not only larger ones.
+crops=32 runs=16 openings=192 rolls=48
+if [ "$gpus" -gt 2 ]; then
+    crops=16 runs=8 openings=96 rolls=24
+fi
 mkdir -p "$run" "$few" "$to"
 if compgen -G "$from/weights.tar.*" > /dev/null; then
     cat "$from"/weights.tar.* | tar x -C build
@@ -58,19 +63,22 @@ fastest() {
 train() {
     case $phase in
         vae)
-            flag=$(fastest train_vae --seconds 25 --clips 256)
-            module train_vae --out "$run" --gpus "$gpus" --seconds 280 $flag
+            flag=$(fastest train_vae --seconds 25 --clips 256 --batch $crops)
+            module train_vae --out "$run" --gpus "$gpus" --seconds 280 --batch $crops $flag
             ;;
         ar-1)
-            flag=$(fastest train_ar --seconds 35 --pool 6)
+            flag=$(fastest train_ar --seconds 35 --pool 6 --clips $runs --openings $openings)
             echo "$flag" > "$run/flag.txt"
-            module train_ar --out "$run" --gpus "$gpus" --seconds 300 --part 1/2 $flag
+            module train_ar --out "$run" --gpus "$gpus" --seconds 300 --part 1/2 \
+                --clips $runs --openings $openings $flag
             ;;
         ar-2)
-            module train_ar --out "$run" --gpus "$gpus" --seconds 400 --part 2/2 $(cat "$run/flag.txt")
+            module train_ar --out "$run" --gpus "$gpus" --seconds 400 --part 2/2 \
+                --clips $runs --openings $openings $(cat "$run/flag.txt")
             ;;
         few)
-            module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --seconds 300 $(cat "$run/flag.txt")
+            module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --seconds 300 \
+                --clips $rolls --openings $openings $(cat "$run/flag.txt")
             ;;
         *)
             echo "no phase $phase: vae, ar-1, ar-2 or few" >&2
