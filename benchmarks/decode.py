@@ -30,10 +30,11 @@ from torch import Tensor
 from benchmarks.convolutions import Convolution, convolution_of
 from benchmarks.decode_table import text_of
 from benchmarks.denoise_ops import costs, time_ops
-from benchmarks.end_to_end import model_sizes, note
+from benchmarks.end_to_end import note
 from benchmarks.end_to_end_plain import PlainDecoder, first_latents
 from benchmarks.random_box import write_random_box
 from benchmarks.random_weights import device_weights, weight_specs
+from benchmarks.sizes import model_sizes, size_options
 from llvq.artifact import Box
 from llvq.backends.base import CPU
 from llvq.bench.machine import device_text, gpu_state, versions
@@ -224,10 +225,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("boxes", type=Path, nargs="*", help="boxes of one size of video")
-    add("--tiny", action="store_true", help="a random box of the tiny model, written first")
+    size_options(parser)  # of the plain model; --tiny writes a box first
     add("--write", type=Path, default=Path("build/decode.llvq"), help="where it is written to")
-    add("--height", type=int, default=704, help="of the plain model")
-    add("--width", type=int, default=1280, help="of the plain model")
     add("--plain-latents", type=int, nargs="*", default=[1, 2, 4], help="per call of PyTorch's VAE")
     add("--repeats", type=int, default=10, help="of a chunk (default 10)")
     add("--op-runs", type=int, default=3, help="runs of all ops one by one (default 3)")

@@ -2,6 +2,7 @@
 
     python -m benchmarks.end_to_end build/5b.llvq --seconds 64 --out benchmarks/results
     python -m benchmarks.end_to_end build/5b.llvq --decode-device cuda:1 --steps 2
+    python -m benchmarks.end_to_end build/5b.llvq --steps 2 --chunks 10 --trace build/trace.json
     python -m benchmarks.end_to_end build/5b.llvq --low-memory --limit 8 --plain-chunks 0
     python -m benchmarks.end_to_end --tiny
 
@@ -26,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,22 @@ from benchmarks.end_to_end_plain import PlainVideo
 from benchmarks.end_to_end_table import text_of
 from benchmarks.random_box import recipe_of, recipe_options, write_random_box
 from benchmarks.random_weights import device_weights, weight_specs
+from benchmarks.sizes import model_sizes, size_options
 from benchmarks.watched_video import Watched, figures, new_watched
 from llvq.artifact import Box
 from llvq.backends.base import find_target
 from llvq.bench.machine import device_text, gpu_state, versions
 from llvq.bench.run import LEFT_OUT
 from llvq.bench.stages import random_script
-from llvq.checkpoints.random import tiny_config
 from llvq.errors import LlvqError
-from llvq.models.config import LONGLIVE2_5B, ModelConfig
+from llvq.models.config import ModelConfig
 from llvq.plan import plan_box
 from llvq.runtime.device import TARGET_DEVICES
 from llvq.runtime.executable import Executable
 from llvq.runtime.load import executable, executable_on_two, open_runnable
 from llvq.runtime.session import Session
 from llvq.runtime.shots import chunks_for
+from llvq.runtime.timeline import Timeline
 
 SEED = 0
 WARMUP_CHUNKS = 2
@@ -136,10 +138,14 @@ def _run_llvq(state: Run) -> torch.device:
     for _ in _session(model, WARMUP_CHUNKS, options.steps[0]):
         pass
     for steps in options.steps:
+        timeline = Timeline() if options.trace and steps == options.steps[0] else None
         video = state.video("llvq", steps, chunks, facts.window_chunks, devices)
         _give_back(devices)
         began = time.perf_counter()
-        state.watch(video, video.chunks_of(_session(model, chunks, steps), began), began, devices)
+        session = _session(model, chunks, steps, timeline)
+        state.watch(video, video.chunks_of(session, began, timeline), began, devices)
+        if timeline is not None:
+            timeline.write(options.trace)
     return model.device
 
 
@@ -164,8 +170,11 @@ def _load(box: Box, options: argparse.Namespace) -> Executable:
     return executable_on_two(box, *where, stages=stages, low_memory=low_memory)
 
 
-def _session(model: Executable, chunks: int, steps: int) -> Session:
-    return Session(model, random_script(model, chunks, SEED), seed=SEED, steps=steps)
+def _session(
+    model: Executable, chunks: int, steps: int, timeline: Timeline | None = None
+) -> Session:
+    script = random_script(model, chunks, SEED)
+    return Session(model, script, seed=SEED, steps=steps, timeline=timeline)
 
 
 def _run_plain(state: Run, config: ModelConfig, device: torch.device) -> None:
@@ -211,13 +220,6 @@ def note(text: str) -> None:
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
-def model_sizes(options: argparse.Namespace) -> ModelConfig:
-    """What `--tiny`, `--height` and `--width` say."""
-    if options.tiny:
-        return replace(tiny_config(), text=None)
-    return replace(LONGLIVE2_5B.at(options.height, options.width), text=None)
-
-
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -228,9 +230,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--target", help="of the random box (default: sm_90a, or cpu with --tiny)")
     add("--numerics", help="of the random box")
     recipe_options(parser)
-    add("--tiny", action="store_true", help="the tiny model instead of 5B")
-    add("--height", type=int, default=704)
-    add("--width", type=int, default=1280)
+    size_options(parser)
     add("--steps", type=int, nargs="*", default=[2, 4], help="default: 2 4")
     add("--seconds", type=float, default=64.0, help="of video (default 64)")
     add("--chunks", type=int, help="in place of --seconds")
@@ -239,6 +239,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--limit", type=float, metavar="GB", help="what PyTorch may take of the GPU, at most")
     add("--plain-chunks", type=int, default=4, help="of PyTorch, behind a full window; 0: none")
     add("--plain-latents", type=int, default=2, help="per call of PyTorch's VAE (default 2)")
+    add("--trace", type=Path, metavar="FILE", help="what was done when, in the first --steps")
     add("--out", type=Path, help="a folder for NAME.txt and NAME.json")
     add("--name", default="end_to_end")
     return parser.parse_args(given)

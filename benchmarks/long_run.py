@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.end_to_end import model_sizes
 from benchmarks.random_box import write_random_box
 from benchmarks.watched_video import Watched, figures, new_watched
 from llvq.backends.base import CPU
 from llvq.bench.machine import device_text, versions
 from llvq.bench.run import LEFT_OUT
 from llvq.bench.stages import random_script
+from llvq.checkpoints.random import tiny_config
 from llvq.errors import LlvqError
 from llvq.recipe import NVFP4
 from llvq.runtime.device import TARGET_DEVICES
@@ -70,10 +70,9 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--out", type=Path, help="a folder for long_run.json")
     options = parser.parse_args(given)
-    options.height = options.width = None
     try:
         if options.tiny:
-            write_random_box(options.box, model_sizes(options), CPU, NVFP4)
+            write_random_box(options.box, tiny_config(), CPU, NVFP4)
         box = open_runnable(options.box, hash_weights=False)
         device = TARGET_DEVICES[box.manifest["target"]]
         model = executable(box, device, stages=box.manifest["stages"].keys() - set(LEFT_OUT))

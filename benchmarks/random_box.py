@@ -23,13 +23,13 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.random_weights import RandomSource, weight_specs
+from benchmarks.sizes import model_sizes, size_options
 from llvq import box
 from llvq.backends.base import Target, find_target
-from llvq.checkpoints.random import tiny_config
 from llvq.checks import Checks
 from llvq.compiler import compile_model
 from llvq.errors import LlvqError
-from llvq.models.config import LONGLIVE2_5B, ModelConfig
+from llvq.models.config import ModelConfig
 from llvq.recipe import NVFP4, DecodeRecipe, KvRecipe, Recipe
 from llvq.runtime.load import open_checked
 
@@ -83,13 +83,11 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="sm_90a")
     parser.add_argument("--numerics")
     recipe_options(parser)
-    parser.add_argument("--height", type=int, default=704)
-    parser.add_argument("--width", type=int, default=1280)
-    parser.add_argument("--tiny", action="store_true", help="the tiny model, at its own size")
+    size_options(parser)
     options = parser.parse_args(given)
-    config = tiny_config() if options.tiny else LONGLIVE2_5B.at(options.height, options.width)
     try:
         target = find_target(options.target, options.numerics)
+        config = model_sizes(options)
         identity = write_random_box(options.path, config, target, recipe_of(options))
     except LlvqError as error:
         print(error, file=sys.stderr)

@@ -17,6 +17,9 @@ from torch import Tensor
 from llvq.bench.timing import quantile
 from llvq.quality.metrics import slope
 from llvq.runtime.session import Session
+from llvq.runtime.timeline import Timeline, span
+
+HOST = torch.device("cpu")
 
 
 class Made(Protocol):
@@ -66,12 +69,16 @@ class Watched:
     frames: list[int] = field(default_factory=list)
     first: float | None = None
 
-    def chunks_of(self, session: Session, began: float) -> Iterator[Made]:
-        """The chunks of a session, whose first frames are noted as they come."""
+    def chunks_of(
+        self, session: Session, began: float, timeline: Timeline | None = None
+    ) -> Iterator[Made]:
+        """The chunks of a session, whose first frames are noted as they come, and all of them on
+        the timeline."""
         with closing(session.parts()) as parts:
             for part in parts:
-                if self.first is None:
-                    self.first = time.perf_counter() - began
+                with span(timeline, "taken", "taken", part.index, HOST):
+                    if self.first is None:
+                        self.first = time.perf_counter() - began
                 if part.chunk is not None:
                     yield part.chunk
 

@@ -20,6 +20,7 @@ from llvq.backends.base import CPU
 from llvq.graphs.weight_groups import Limits
 from llvq.models.config import ModelConfig
 from llvq.runtime.session import Part, Session
+from llvq.runtime.timeline import spans_of
 
 DEVICE = torch.device("cpu")
 WORDS = ["--steps", "1", "--chunks", "6", "--plain-chunks", "2"]
@@ -48,6 +49,16 @@ def test_both_sides_are_in_the_files(path: Path, tmp_path: Path) -> None:
     assert ours["name"] == "llvq" and plain["name"] == "PyTorch bf16"
     assert ours["frames"] == plain["frames"] == [5, *[8] * 5]
     assert found["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.usefixtures("small")
+def test_a_trace_has_all_lanes_of_one_video(path: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    words = [str(path), "--steps", "1", "2", "--chunks", "3", "--plain-chunks", "0"]
+    assert end_to_end.main([*words, "--trace", str(trace)]) == 0
+    spans = spans_of(json.loads(trace.read_text(encoding="utf-8")))
+    assert {span.lane for span in spans} == {"denoise", "decode", "copy to host", "taken"}
+    assert [span.chunk for span in spans if span.name == "denoise"] == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("small")
