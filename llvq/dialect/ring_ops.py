@@ -198,11 +198,17 @@ def _conv_frame(
     x_scale: Tensor | None,
     weight_scales: Tensor | None,
 ) -> Tensor:
-    """One frame [1, H', W', N] of the frames [kt, H, W, C] that it is computed from."""
+    """One frame [1, H', W', N] of the frames [kt, H, W, C] that it is computed from.
+
+    On a CPU in fp32, and rounded once: PyTorch has convolutions in bf16 for CPUs with AVX-512, and
+    loops that are a hundred times slower for all others.
+    """
     x, w = window.movedim(-1, 0)[None], weight.movedim(-1, 1)
     if x_scale is None or weight_scales is None:
+        if x.device.type == "cpu":
+            x, w, bias = x.float(), w.float(), bias.float()
         (out,) = F.conv3d(x, w, bias)
-        return out.movedim(0, -1).contiguous()
+        return out.movedim(0, -1).to(window.dtype).contiguous()
     (out,) = F.conv3d(x.float(), w.float())
     out = out.movedim(0, -1) * (weight_scales * x_scale) + bias.float()
     return out.to(bias.dtype).contiguous()

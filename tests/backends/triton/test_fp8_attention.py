@@ -13,13 +13,8 @@ from llvq.backends.triton.specialize import Launcher
 from llvq.dialect import DIALECT
 from llvq.formats import fp8
 from tests.backends.triton.compiled import compiled, meta
-from tests.backends.triton.test_fp8_window import (
-    DIM,
-    HEADS,
-    RandN,
-    at_5b,
-    filled_pages,
-)
+from tests.backends.triton.test_fp8_expand import at_5b
+from tests.backends.triton.test_fp8_window import DIM, HEADS, RandN, filled_pages
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

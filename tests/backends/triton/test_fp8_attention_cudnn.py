@@ -20,7 +20,8 @@ from llvq.errors import TargetError
 from llvq.formats import fp8
 from tests.backends.triton.compiled import compiled, meta
 from tests.backends.triton.test_fp8_attention import error
-from tests.backends.triton.test_fp8_window import HEADS, RandN, at_5b, filled_pages
+from tests.backends.triton.test_fp8_expand import at_5b
+from tests.backends.triton.test_fp8_window import HEADS, RandN, filled_pages
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device and cuDNN")
 NO_POOL = "PYTORCH_NO_CUDA_MEMORY_CACHING"  # PyTorch's, for compute-sanitizer
