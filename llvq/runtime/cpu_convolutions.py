@@ -1,0 +1,48 @@
+"""Convolutions in half precision on a CPU: computed in fp32, and rounded once.
+
+PyTorch has them in bf16 for CPUs with AVX-512, and for all others loops that are a hundred times
+slower. So every CPU computes them alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+aten = torch.ops.aten
+
+
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any
+) -> Tensor:
+    """aten.conv2d."""
+    return _in_fp32(aten.conv2d.default, x, weight, bias, *more, **named)
+
+
+def conv3d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *more: Any, **named: Any
+) -> Tensor:
+    """aten.conv3d."""
+    return _in_fp32(aten.conv3d.default, x, weight, bias, *more, **named)
+
+
+ON_CPU = {aten.conv2d.default: conv2d, aten.conv3d.default: conv3d}
+
+
+def widen_convolutions(gm: GraphModule) -> None:
+    """Give the convolutions of a graph that runs on a CPU what computes them in fp32."""
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target in ON_CPU:
+            node.target = ON_CPU[node.target]
+    gm.recompile()
+
+
+def _in_fp32(
+    op: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any, **named: Any
+) -> Tensor:
+    wide = None if bias is None else bias.float()
+    result: Tensor = op(x.float(), weight.float(), wide, *more, **named)
+    return result.to(x.dtype)
