@@ -25,7 +25,6 @@ from llvq.passes.cache_attention import page_tensors
 from llvq.program import KvPool, Level, Program, weight_names
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec
-from llvq.runtime.cpu_convolutions import widen_convolutions
 from llvq.runtime.executable import CompiledStage, Executable, PageSpec, RunFacts
 from llvq.sources import DictSource, JoinedSource, TensorSource
 from llvq.weights import WeightRecord, materialize
@@ -124,8 +123,6 @@ def with_weights(
     for name, stage in stages.items():
         graph = load_graph(dump(stage.graph), device=device)
         attach(graph, {weight: tensors[weight] for weight in weight_names(graph)})
-        if torch.device(device).type == "cpu":
-            widen_convolutions(graph)
         compiled[name] = CompiledStage(name, graph, stage.inputs, stage.outputs)
     return compiled
 

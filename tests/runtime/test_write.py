@@ -94,7 +94,7 @@ def test_frames_are_written_before_the_rest_of_their_chunk_is_made(executable: E
 
 def test_it_is_written_while_the_next_is_made(executable: Executable) -> None:
     timeline = Timeline()
-    list(write(session_of(executable, timeline=timeline), Kept(0.02), timeline))
+    list(write(session_of(executable, timeline=timeline), Kept(0.2), timeline))
     spans = timeline.spans()
     assert {s.lane for s in spans} == {"denoise", "decode", "copy to host", "write"}
     ends = {(s.lane, s.chunk): s.end for s in spans}
