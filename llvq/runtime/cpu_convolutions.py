@@ -1,7 +1,7 @@
 """Convolutions in half precision on a CPU: computed in fp32, and rounded once.
 
-PyTorch has them in bf16 for CPUs with AVX-512, and for all others loops that are a hundred times
-slower. So every CPU computes them alike.
+PyTorch has them in bf16 for CPUs with AVX-512, and for all others loops, which took thirty times as
+long. So every CPU computes them alike.
 """
 
 from __future__ import annotations
