@@ -2,7 +2,8 @@
 
 A recording reads its inputs where they lay, so every input that changes is copied into a buffer
 that stays. There is one recording for each length of history. The first call of a length runs as
-it is, which sets up what libraries set up at their first call, the second is recorded.
+it is, which sets up what libraries set up at their first call, the second is recorded. Both take
+from the same memory, since no two of them run at once.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class Recorder(Protocol):
 
     def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]: ...
 
+    def warm(self, run: Callable[[], Results]) -> Results:
+        """The results of a call that is not recorded."""
+        ...
+
 
 class CudaRecorder:
     """Records CUDA graphs that share their memory: no two of them run at once.
@@ -34,13 +39,25 @@ class CudaRecorder:
     """
 
     def __init__(self, stream: torch.cuda.Stream, lock: threading.Lock) -> None:
-        self.pool, self.stream, self.lock = torch.cuda.graph_pool_handle(), stream, lock
+        self.stream, self.lock = stream, lock
+        with torch.cuda.device(stream.device):
+            self.pool = torch.cuda.MemPool()
+
+    def warm(self, run: Callable[[], Results]) -> Results:
+        """In the memory of the recordings, where what is free belongs to the recording stream."""
+        outside = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(outside)
+        # A stream's context leaves its device current, which the pool's counts on.
+        with torch.cuda.stream(self.stream), torch.cuda.use_mem_pool(self.pool):
+            results = run()
+        outside.wait_stream(self.stream)
+        return tuple(result.clone() for result in results)
 
     def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         graph = torch.cuda.CUDAGraph()
         # Other threads go on: what they do on their streams is not part of this recording.
         recording = torch.cuda.graph(
-            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+            graph, pool=self.pool.id, stream=self.stream, capture_error_mode="thread_local"
         )
         with self.lock, torch.cuda.device(self.stream.device), recording:
             results = run()
@@ -100,7 +117,7 @@ class RecordedStage:
         where = tuple((tensor.data_ptr(), tensor.shape) for tensor in placed)
         if where not in self._warm:
             self._warm.add(where)
-            return tuple(self.stage.graph(*placed))
+            return self.record.warm(_Call(self.stage, placed))
         if where not in self._recorded:
             self._recorded[where] = self.record(_Call(self.stage, placed))
         replay, results = self._recorded[where]

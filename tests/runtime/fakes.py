@@ -22,6 +22,9 @@ class Recorder:
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
+    def warm(self, run: Callable[[], Results]) -> Results:
+        return run()
+
     def __call__(self, run: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         self.recorded += 1
         kept = run()

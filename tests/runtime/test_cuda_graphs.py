@@ -137,6 +137,32 @@ def test_a_cuda_graph_replays_on_what_lies_in_its_inputs() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_first_call_and_recordings_share_their_memory() -> None:
+    """Results of the first call are the caller's: neither a recording nor a replay writes there."""
+    size, x = 32 * 2**20, torch.ones(2**20, device="cuda")
+    record = recorder(Streams(), x.device, "test")
+    assert record is not None
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved()
+        (first,) = record.warm(partial(_through_much, x, size, 1.0))
+        taken = torch.cuda.memory_reserved() - before
+        made = [record(partial(_through_much, x, size, scale)) for scale in (2.0, 3.0)]
+        for replay, _ in made:
+            replay()
+        assert torch.cuda.memory_reserved() - before <= taken
+        assert first.eq(1).all() and all(
+            result.eq(scale).all() for (_, (result,)), scale in zip(made, (2.0, 3.0), strict=True)
+        )
+
+
+def _through_much(x: Tensor, size: int, scale: float) -> Results:
+    """A small result by way of a large tensor, which is free again at the end."""
+    large = torch.full((size,), scale, device=x.device)
+    return (large[: len(x)] * x,)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_threads_record_one_after_the_other() -> None:
     """A recording begins by waiting for the device, which CUDA refuses while another is made."""
     streams, wrong = Streams(), []
