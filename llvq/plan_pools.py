@@ -1,8 +1,9 @@
 """The memory that a video takes of a device, pool by pool: PyTorch's allocator, played through.
 
-A stream has a pool of its own, and so have CUDA graphs that share one. What a pool has taken it
-keeps, until something is recorded: `torch.cuda.graph` begins by giving back what is free in all
-pools. So a stage takes the most either while it runs as it is or once it is recorded.
+A stream has a pool of its own, and so have CUDA graphs that share one, where what they record also
+runs before. What a pool of a stream has taken it keeps, until something is recorded:
+`torch.cuda.graph` begins by giving back what is free in them. So a video takes the most either
+before anything is recorded or once all is.
 """
 
 from __future__ import annotations
@@ -139,8 +140,7 @@ def _denoise(
     *,
     records: bool,
 ) -> dict[str, int]:
-    """Beside `named` bytes of weights. Each longer history runs once as it is, when shorter ones
-    are recorded."""
+    """Beside `named` bytes of weights."""
     if not any(name in stages for name in EVERY_CALL):
         return {"around weights": pool.reserved - named}
     pages = [_nbytes(dtype, shape) for _, dtype, shape in facts.pages.tensors]
@@ -153,20 +153,19 @@ def _denoise(
                 _hold(pool, stages[name].results)
                 _give_back(pool, made)
             named += calls * sum(stages[name].results)
-    if records:
-        buffers = [spec.nbytes for spec in buffer_specs(stages, facts)]
-        _hold(pool, buffers)
-        named += sum(buffers)
-    first = {"denoising": _run_all(pool, stages) - named}
     if not records:
-        return first
+        return {"denoising": _run_all(pool, stages) - named}
+    buffers = [spec.nbytes for spec in buffer_specs(stages, facts)]
+    _hold(pool, buffers)
+    named += sum(buffers)
+    first = {"denoising": _final(pool) - named}
     pool.trim()
     pool.most = pool.reserved
-    again = {
-        "denoising": _run_all(pool, stages) - named,
-        "denoising, recorded": _recorded(stages, EVERY_CALL),
+    recorded = {
+        "denoising": _final(pool) - named,
+        "denoising, recorded": _recorded(stages, EVERY_CALL, EVERY_CALL),
     }
-    return _largest(first, again)
+    return _largest(first, recorded)
 
 
 def _run_all(pool: Pool, stages: Mapping[str, RunningStage]) -> int:
@@ -191,8 +190,14 @@ def _decode(
     _hold(pool, state)
     returned = sum(stages[DECODING[1]].results) - (sum(state) if facts.loops else 0)
     calls = facts.frames_per_chunk // facts.latents_per_decode if on_gpu else 1
+    if records:
+        _hold(pool, [returned] * calls)
+        return {
+            "decoding": pool.most - sum(state),
+            "decoding, recorded": _recorded(stages, DECODING, DECODING[1:]),
+        }
     waiting: deque[Mapping[int, Block]] = deque()
-    for name in (*DECODING, *[DECODING[1]] * (0 if records else calls)):
+    for name in (*DECODING, *[DECODING[1]] * calls):
         made: Mapping[int, Block] = pool.run(stages[name].allocations.events)
         if facts.loops:  # state takes the place of that before
             _give_back(pool, made)
@@ -200,29 +205,23 @@ def _decode(
         waiting.append(made)
         if len(waiting) > calls:
             _give_back(pool, waiting.popleft())
-    first = {"decoding": _final(pool) - sum(state)}
-    if not records:
-        return first
-    pool.trim()
-    pool.most = pool.reserved
-    _hold(pool, [returned] * (calls - 1))
-    recorded = {
-        "decoding": _final(pool) - sum(state),
-        "decoding, recorded": _recorded(stages, DECODING[1:]),
-    }
-    return _largest(first, recorded)
+    return {"decoding": _final(pool) - sum(state)}
 
 
 def _largest(*moments: dict[str, int]) -> dict[str, int]:
     return max(moments, key=lambda rows: sum(rows.values()))
 
 
-def _recorded(stages: Mapping[str, RunningStage], names: Iterable[str]) -> int:
-    """A pool of CUDA graphs: results stay, all else is there for the next recording."""
+def _recorded(
+    stages: Mapping[str, RunningStage], names: Iterable[str], recorded: Iterable[str]
+) -> int:
+    """A pool of CUDA graphs: results of those `recorded` stay, all else is there for the next."""
     pool = Pool()
     for name in names:
         if name in stages:
-            pool.run(stages[name].allocations.events)
+            made = pool.run(stages[name].allocations.events)
+            if name not in recorded:
+                _give_back(pool, made)
     return _final(pool)
 
 

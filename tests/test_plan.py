@@ -192,7 +192,8 @@ def test_a_gpu_takes_pools_of_two_streams_and_of_cuda_graphs(on_gpu: Plan) -> No
     assert made.workspace.keys() == {
         "denoising", "denoising, recorded", "decoding", "decoding, recorded"
     }  # fmt: skip
-    assert min(made.workspace.values()) >= CUBLAS_WORKSPACE
+    multiplies = [size for name, size in made.workspace.items() if name != "decoding"]
+    assert min(multiplies) >= CUBLAS_WORKSPACE
     assert made.state["inputs of CUDA graphs"] > made.state["outputs of condition"]
     assert made.loading > made.resident  # in whole segments, and with forms before the last
 

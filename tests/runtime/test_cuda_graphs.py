@@ -150,7 +150,8 @@ def test_a_first_call_and_recordings_share_their_memory() -> None:
         made = [record(partial(_through_much, x, size, scale)) for scale in (2.0, 3.0)]
         for replay, _ in made:
             replay()
-        assert torch.cuda.memory_reserved() - before <= taken
+        small = 2 * 2**20  # where every graph has the state of its random numbers
+        assert torch.cuda.memory_reserved() - before <= taken + small
         assert first.eq(1).all() and all(
             result.eq(scale).all() for (_, (result,)), scale in zip(made, (2.0, 3.0), strict=True)
         )

@@ -144,14 +144,16 @@ def test_memory_of_the_gpu_is_given_back(
     assert allocated() == before
 
 
-def test_sessions_leave_one_set_of_workspaces(model: Executable) -> None:
-    """Libraries keep memory for every stream that they see."""
+def test_sessions_leave_two_sets_of_workspaces_at_most(model: Executable) -> None:
+    """cuBLAS keeps memory for every stream that each of its handles sees. A session has two threads
+    with a handle each, and the next one's may have them the other way round, on three streams.
+    """
     finished(model)
     before = torch.cuda.memory_allocated()
     for _ in range(6):
         finished(model)
     gc.collect()
-    assert torch.cuda.memory_allocated() - before <= 2 * WORKSPACE
+    assert torch.cuda.memory_allocated() - before < 4 * WORKSPACE
 
 
 def test_spans_are_of_the_gpu_and_in_order(model: Executable) -> None:
