@@ -42,6 +42,7 @@ class CudaRecorder:
         self.stream, self.lock = stream, lock
         with torch.cuda.device(stream.device):
             self.pool = torch.cuda.MemPool()
+        self.handle: Any = self.pool.id  # a tuple that PyTorch has two types for
 
     def warm(self, run: Callable[[], Results]) -> Results:
         """In the memory of the recordings, where what is free belongs to the recording stream."""
@@ -57,7 +58,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # Other threads go on: what they do on their streams is not part of this recording.
         recording = torch.cuda.graph(
-            graph, pool=self.pool.id, stream=self.stream, capture_error_mode="thread_local"
+            graph, pool=self.handle, stream=self.stream, capture_error_mode="thread_local"
         )
         with self.lock, torch.cuda.device(self.stream.device), recording:
             results = run()
