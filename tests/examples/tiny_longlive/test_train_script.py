@@ -1,4 +1,4 @@
-"""The script of the calls, with a stand-in for Python: what it runs, and what it packs."""
+"""The script of the phases, with a stand-in for Python: what it runs, and what it packs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,34 @@ import sys
 from pathlib import Path
 arguments = sys.argv[2:]
 folder = Path(arguments[arguments.index("--out") + 1])
-folder.mkdir(parents=True, exist_ok=True)
 print("ran", *arguments, flush=True)
-if "--graphs" in arguments and arguments[0].endswith("train_vae"):
-    sys.exit(3)
+if arguments[0].endswith("train_few_steps"):
+    if not (Path(arguments[arguments.index("--teacher") + 1]) / "weights.safetensors").exists():
+        sys.exit(3)
+    (folder / "config.json").write_text("{{}}")
 (folder / "weights.safetensors").write_bytes(bytes(16_000_000))
 (folder / "sheet.png").write_bytes(b"sheet")
-with (folder / "log.jsonl").open("a") as log:
-    log.write('{{"step": 7, "done": true}}' + chr(10))
 """
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="GNU tar and split")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """Of two GPUs, where Python is something else."""
+    programs = {"python": STAND_IN, "nvidia-smi": "#!/bin/sh\necho 'GPU 0'\necho 'GPU 1'\n"}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def run(machine: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": f"{machine}:{PATH}"}
+    return subprocess.run(
+        ["bash", SCRIPT, *words], cwd=machine, env=environment, text=True, capture_output=True,
+        check=False,
+    )  # fmt: skip
 
 
 def names(path: Path) -> list[str]:
@@ -33,28 +52,41 @@ def names(path: Path) -> list[str]:
         return archive.getnames()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU tar and split")
-def test_a_call_hands_on_what_the_next_one_needs(tmp_path: Path) -> None:
-    stand_in = tmp_path / "python"
-    stand_in.write_text(STAND_IN)
-    gpus = tmp_path / "nvidia-smi"
-    gpus.write_text("#!/bin/sh\necho 'GPU 0'\necho 'GPU 1'\n")
-    for program in (stand_in, gpus):
-        program.chmod(0o755)
-    for phase, before, after in (("vae", "none", "a"), ("ar-1", "a", "b")):
-        command = ["bash", SCRIPT, phase, before, after, stand_in]
-        subprocess.run(command, cwd=tmp_path, check=True, env={"PATH": f"{tmp_path}:{PATH}"})
-        subprocess.run(["rm", "-r", tmp_path / "build"], check=True)
-        folder = tmp_path / after
-        pieces = sorted(folder.glob("weights.tar.*"))
-        assert len(pieces) == 2 and all(p.stat().st_size < 16 * 2**20 for p in pieces)
-        whole = tmp_path / "whole.tar"
-        whole.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
-        assert "tiny/weights.safetensors" in names(whole)
-        assert "tiny/sheet.png" not in names(whole)
-        assert names(folder / "sheets.tar") == ["build/tiny/sheet.png"]
-    # Graphs did not work for the VAE; for the denoiser they were no faster.
-    runs = [line for line in (tmp_path / "a/log.txt").read_text().splitlines() if line[:3] == "ran"]
-    assert all("--gpus 2" in line for line in runs)
-    assert "--graphs" not in runs[-1] and "--out build/tiny " in runs[-1] + " "
-    assert "samples --out build/tiny --name ar-1" in (tmp_path / "b/log.txt").read_text()
+def packed(folder: Path, name: str) -> list[str]:
+    """What lies in the pieces of a name."""
+    pieces = sorted(folder.glob(f"{name}.tar.*"))
+    assert len(pieces) == 2 and all(p.stat().st_size < 16 * 2**20 for p in pieces)
+    whole = folder / "whole"
+    whole.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
+    return names(whole)
+
+
+def test_a_call_hands_on_what_the_next_one_needs(machine: Path) -> None:
+    for phase, before, after in (("vae", "none", "a"), ("ar-1", "a", "b"), ("few", "b", "c")):
+        assert run(machine, before, after, phase).returncode == 0
+    assert packed(machine / "a", "tiny") == ["tiny", "tiny/weights.safetensors"]
+    assert names(machine / "a/sheets.tar") == ["build/tiny/sheet.png"]
+    made = {"tiny-few", "tiny-few/config.json", "tiny-few/weights.safetensors"}
+    assert set(packed(machine / "c", "tiny-few")) == made
+    lines = (machine / "b/log.txt").read_text().splitlines()
+    assert "train_ar --out build/tiny --gpus 2 --graphs" in lines[0]
+    assert "samples --out build/tiny --name ar-1" in lines[1]
+
+
+def test_phases_of_one_call_follow_each_other(machine: Path) -> None:
+    vae = machine / "vae"
+    vae.mkdir()
+    (vae / "Wan2.2_VAE.safetensors").write_bytes(b"trained")
+    done = run(machine, "vae", "all", "ar-1", "ar-2", "few")
+    assert done.returncode == 0, done.stderr
+    assert "tiny/Wan2.2_VAE.safetensors" in packed(machine / "all", "tiny")
+    assert packed(machine / "all", "tiny-few")
+    modules = [word for word in (machine / "all/log.txt").read_text().split() if "train_" in word]
+    assert [word.rpartition("train_")[2] for word in modules] == ["ar", "ar", "few_steps"]
+
+
+def test_a_phase_that_fails_ends_the_call_and_leaves_what_there_is(machine: Path) -> None:
+    assert run(machine, "none", "a", "few", "vae").returncode == 3
+    assert "train_vae" not in (machine / "a/log.txt").read_text()
+    assert run(machine, "none", "b", "vae", "nothing").returncode == 2
+    assert packed(machine / "b", "tiny")
