@@ -1,7 +1,7 @@
 """What the format of the KV cache does to long videos: one table, over seeds, with spread.
 
     python -m benchmarks.kv_study --seeds 3 --chunks 16 --name kv_study
-    python -m benchmarks.kv_study path/to/checkpoint --device cuda --seeds 8 --chunks 60
+    python -m benchmarks.kv_study path/to/checkpoint --device cuda --jobs 8 --seeds 8 --chunks 60
     python -m benchmarks.kv_study --weights --name weight_study
 
 Weights stay in bf16, so that only the cache differs; `--weights` is the same study of the rules
@@ -15,6 +15,8 @@ Where prompts are captions of tiny-longlive, a detector looks for the objects th
 identity is the share of objects and frames that show one in its colour, shape and size. Rows that
 are calibrated need ModelOpt, and see other prompts and seeds than those that are judged.
 
+With `--jobs` seeds are shared out among processes, and processes among GPUs.
+
 Writes NAME.txt and NAME.json to benchmarks/results.
 """
 
@@ -22,12 +24,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import cycle, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,7 +41,7 @@ from typing import Any
 import torch
 
 import llvq
-from benchmarks.study_rows import Row, as_json, table
+from benchmarks.study_rows import Row, as_json, joined, table
 from benchmarks.study_runs import Judge, Setting, Study, Variant, run_study, setting
 from examples.tiny_longlive.captions import caption, parse, sample_scene
 from examples.tiny_longlive.identity import by_chunk
@@ -142,7 +148,7 @@ def calibration_file(scratch: Path) -> Path:
 def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """What was run, on what."""
     facts, gpu = at.plain.facts, at.plain.device.type == "cuda"
-    device = torch.cuda.get_device_name() if gpu else f"cpu ({platform.machine()})"
+    device = torch.cuda.get_device_name(at.plain.device) if gpu else f"cpu ({platform.machine()})"
     random = json_beside(at.model.bundle.dit, "config.json").get("random_weights") is True
     height, width = facts.pixel_hw
     return {
@@ -186,6 +192,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--chunks", type=_positive, default=8, help="length of a video (default 8)")
     add("--steps", type=_positive, help="sampling steps (default: the model's)")
     add("--device", default="cpu", choices=("cpu", "cuda"))
+    add("--jobs", type=_positive, default=1, help="processes at once (default 1)")
     add("--prompt", action="append", help="a shot of every video; may be given more than once")
     add("--name", help="of the files in benchmarks/results (default: kv_study or weight_study)")
     add("--out", type=Path, default=RESULTS, help=argparse.SUPPRESS)
@@ -203,10 +210,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     study = WEIGHTS if options.weights else KV
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            at = opened(options, study, Path(scratch))
-            rows = run_study(study, at)
-            head = header(at, study, options)
+        head, rows = in_jobs(study, options)
     except LlvqError as error:
         print(error, file=sys.stderr)
         return 2
@@ -220,11 +224,39 @@ def main(given: Sequence[str] | None = None) -> int:
     return 0
 
 
-def opened(options: argparse.Namespace, study: Study, scratch: Path) -> Setting:
-    """The checkpoint that was named, else tiny-longlive, else a random one in `scratch`.
+def in_jobs(study: Study, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+    """Header and rows, by as many processes as are asked for. Raises LlvqError."""
+    check(study, options)
+    jobs = min(options.jobs, options.seeds)
+    if jobs == 1:
+        return studied(study, options, range(options.seeds), next(devices(options)))
+    shares = [range(options.seeds)[job::jobs] for job in range(jobs)]
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
+        made = [*pool.map(studied, repeat(study), repeat(options), shares, devices(options))]
+    return made[0][0], joined([rows for _, rows in made])
 
-    Raises LlvqError.
-    """
+
+def _share_cores(jobs: int) -> None:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+
+
+def devices(options: argparse.Namespace) -> Iterator[str]:
+    """For one job after the other, without end."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return cycle(gpus if options.device == "cuda" else ["cpu"])
+
+
+def studied(
+    study: Study, options: argparse.Namespace, seeds: Collection[int], device: str
+) -> tuple[dict[str, Any], list[Row]]:
+    """The study of some of the seeds. Raises LlvqError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        at = opened(options, Path(scratch), seeds, device)
+        return header(at, study, options), run_study(study, at)
+
+
+def check(study: Study, options: argparse.Namespace) -> None:
+    """What can be refused before anything is opened. Raises LlvqError."""
     if options.chunks <= study.first:
         raise SessionError(
             f"a video of {options.chunks} chunk has nothing to judge",
@@ -237,6 +269,15 @@ def opened(options: argparse.Namespace, study: Study, scratch: Path) -> Setting:
         )
     if any(variant.calibrate for variant in study.variants):
         modelopt_version()
+
+
+def opened(
+    options: argparse.Namespace, scratch: Path, seeds: Collection[int], device: str
+) -> Setting:
+    """The checkpoint that was named, else tiny-longlive, else a random one in `scratch`.
+
+    Raises LlvqError.
+    """
     path = options.checkpoint or TINY
     if options.checkpoint is None and not TINY.is_dir():
         path = write_random_checkpoint(scratch, tiny_config(), seed=0)
@@ -245,9 +286,9 @@ def opened(options: argparse.Namespace, study: Study, scratch: Path) -> Setting:
     judge = judge_of(shots)
     return setting(
         open_model(path),
-        shots,
+        {seed: shots[seed] for seed in seeds},
         chunks=options.chunks,
-        device=options.device,
+        device=device,
         steps=options.steps,
         judge=judge,
         scratch=scratch,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -48,6 +48,15 @@ class Row:
     name: str
     nbytes: int
     samples: list[Sample]
+
+
+def joined(parts: Sequence[Sequence[Row]]) -> list[Row]:
+    """One study of what were several of the same variants, each over seeds of its own."""
+    rows = []
+    for same in zip(*parts, strict=True):
+        samples = sorted((s for row in same for s in row.samples), key=lambda one: one.seed)
+        rows.append(replace(same[0], samples=samples))
+    return rows
 
 
 def measure(reference: Sequence[Chunk], chunks: Sequence[Chunk]) -> list[dict[str, float]]:

@@ -18,7 +18,7 @@ from llvq.backends import cudnn_attention
 from llvq.errors import ArtifactError
 from llvq.runtime.attention_plans import plans_of
 from llvq.runtime.box_kernels import bind_kernels, check_sources, needs_kernels
-from llvq.runtime.cpu_convolutions import widen_convolutions
+from llvq.runtime.cpu_convolutions import widen_on_cpu
 from llvq.runtime.device import TARGET_DEVICES, exact_device, obstacles, require
 from llvq.runtime.executable import DECODING, CompiledStage, Executable, Streamed
 from llvq.runtime.fit import StageSpec, check_fit, located, misfit
@@ -118,8 +118,7 @@ def executable(
             raise located(box, error, str(error.where)) from error
         for names in families(groups):
             stream_weights({name: built[name] for name in names}, groups, where)
-        for gm in built.values() if where.type == "cpu" else ():
-            widen_convolutions(gm)
+        widen_on_cpu(built.values(), where)
         torch.cuda.empty_cache()  # what weights were before they were folded; nothing on a CPU
     made = {
         name: CompiledStage(name, gm, specs[name].inputs, tuple(specs[name].outputs))

@@ -34,7 +34,7 @@ def test_a_study_is_written_with_how_it_was_made(
     few = replace(KV, variants=KV.variants[-1:])
     monkeypatch.setattr(kv_study, "KV", few)
     given = [str(checkpoint), "--seeds", "2", "--chunks", "2", "--steps", "1",
-             "--out", str(tmp_path / "out"), "--name", "mine"]  # fmt: skip
+             "--jobs", "2", "--out", str(tmp_path / "out"), "--name", "mine"]  # fmt: skip
     assert main(given) == 0
     text = (tmp_path / "out" / "mine.txt").read_text()
     assert capsys.readouterr().out == text + "\n"
@@ -44,7 +44,8 @@ def test_a_study_is_written_with_how_it_was_made(
     assert document["random_weights"] and set(document["versions"]) == {"llvq", "torch", "python"}
     plain, int2 = document["rows"]
     assert plain["smaller"] == 1 and int2["smaller"] == pytest.approx(16 / 2.5)
-    assert len(int2["samples"]) == 2 and set(int2["samples"][0]["chunks"][1]) == {
+    assert [sample["seed"] for sample in int2["samples"]] == [0, 1]
+    assert set(int2["samples"][0]["chunks"][1]) == {
         "sqnr_db", "psnr_db", "ssim"
     }  # fmt: skip
 

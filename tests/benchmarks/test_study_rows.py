@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks.study_rows import Row, Sample, as_json, measure, over_seeds, summarize, table
+from benchmarks.study_rows import (
+    Row,
+    Sample,
+    as_json,
+    joined,
+    measure,
+    over_seeds,
+    summarize,
+    table,
+)
 from llvq.runtime.session import Chunk
 
 CHUNKS = [
@@ -50,6 +60,18 @@ def test_the_spread_is_that_of_a_sample() -> None:
     assert middle == 1.0 and math.isnan(spread)
     assert over_seeds(row("x", math.inf, math.inf), "drift")[0] == math.inf
     assert math.isnan(over_seeds(row("x", math.inf, 1.0), "drift")[0])
+
+
+def test_parts_of_a_study_are_joined_by_seed() -> None:
+    """Three seeds in two parts: the first has the even ones."""
+    even, odd = row("x", 1.0, 2.0), row("x", 3.0)
+    apart = [replace(sample, seed=2 * sample.seed) for sample in even.samples]
+    later = [replace(odd.samples[0], seed=1)]
+    (made,) = joined([[replace(even, samples=apart)], [replace(odd, samples=later)]])
+    assert [(s.seed, s.numbers["drift"]) for s in made.samples] == [(0, 1.0), (1, 3.0), (2, 2.0)]
+    assert (made.name, made.nbytes) == ("x", 50)
+    with pytest.raises(ValueError, match="shorter"):
+        joined([[even, odd], [odd]])
 
 
 def test_a_table_says_what_is_equal_and_what_is_unknown() -> None:
