@@ -17,12 +17,11 @@ from examples.tiny_longlive.identity import Identity
 from llvq.calibrate.facts_file import with_facts
 from llvq.calibrate.run import Request, calibrate
 from llvq.checkpoints.model import VideoModel
-from llvq.compiler import Compiled, compile_model, instantiate
+from llvq.compiler import compile_model, instantiate
 from llvq.errors import SessionError
 from llvq.quality.compare import OTHER_ATTENTION
 from llvq.quality.rollout import Take, make_script, run
 from llvq.recipe import BF16, Recipe
-from llvq.runtime.cpu_convolutions import widen_on_cpu
 from llvq.runtime.executable import Executable
 from llvq.runtime.prompts import PromptTokenizer
 from llvq.runtime.session import Chunk, Prompt
@@ -88,7 +87,7 @@ def setting(
     calibration_prompts: Path | None = None,
 ) -> Setting:
     """Compile the bf16 model and encode the prompts. Raises LlvqError."""
-    plain = ready(model, compile_model(model.config, BF16), device)
+    plain = instantiate(compile_model(model.config, BF16), model.source, device)
     if model.bundle.tokenizer is None or "encode_text" not in plain.stages:
         raise SessionError(
             "the checkpoint has no text encoder or no tokenizer",
@@ -108,14 +107,7 @@ def build(at: Setting, variant: Variant) -> Executable:
         return at.plain
     model = at.model if variant.calibrate is None else calibrated(at, variant, variant.calibrate)
     compiled = compile_model(model.config, variant.recipe, calibration=model.calibration)
-    return ready(model, compiled, str(at.plain.device))
-
-
-def ready(model: VideoModel, compiled: Compiled, device: str) -> Executable:
-    """What runs on a device."""
-    made = instantiate(compiled, model.source, device)
-    widen_on_cpu((stage.graph for stage in made.stages.values()), made.device)
-    return made
+    return instantiate(compiled, model.source, str(at.plain.device))
 
 
 def calibrated(at: Setting, variant: Variant, config: str) -> VideoModel:

@@ -25,6 +25,7 @@ from llvq.passes.cache_attention import page_tensors
 from llvq.program import KvPool, Level, Program, weight_names
 from llvq.recipe import Recipe
 from llvq.runtime.contract import InputSpec
+from llvq.runtime.cpu_convolutions import widen_on_cpu
 from llvq.runtime.executable import CompiledStage, Executable, PageSpec, RunFacts
 from llvq.sources import DictSource, JoinedSource, TensorSource
 from llvq.weights import WeightRecord, materialize
@@ -103,10 +104,12 @@ def stages_of(program: Program) -> dict[str, Stage]:
 
 
 def instantiate(compiled: Compiled, source: TensorSource, device: str = "cpu") -> Executable:
-    """Join a compiled model with its checkpoint, all in memory."""
+    """Join a compiled model with its checkpoint, all in memory, for one device to run."""
     joined = with_constants(compiled, source)
     stages = with_weights(compiled.stages, compiled.weights, joined, device)
-    return Executable(stages, compiled.facts, torch.device(device))
+    made = Executable(stages, compiled.facts, torch.device(device))
+    widen_on_cpu((stage.graph for stage in stages.values()), made.device)
+    return made
 
 
 def with_weights(

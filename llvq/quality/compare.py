@@ -41,7 +41,6 @@ from llvq.quality.rollout import (
 from llvq.quality.sizes import sizes
 from llvq.quality.structure import structure
 from llvq.quality.vmaf import Vmaf, find_vmaf
-from llvq.runtime.cpu_convolutions import widen_on_cpu
 from llvq.runtime.executable import Executable
 from llvq.runtime.load import executable
 from llvq.runtime.prompts import PromptTokenizer
@@ -173,7 +172,6 @@ def _run_baseline(
     The last is BF16 again, if asked for: with another attention, and from another seed.
     """
     model = instantiate(pair.baseline, pair.model.source, request.device)
-    widen_on_cpu((stage.graph for stage in model.stages.values()), model.device)
     tokenizer = PromptTokenizer(pair.box.path / "tokenizer", pair.facts.text_len)
     script = make_script(model, tokenizer, request.shots, request.chunks)
     take = Take(script, request.seed, request.steps or pair.facts.steps, not pair.has_vae)

@@ -19,7 +19,7 @@ from llvq import graphs
 from llvq.backends.base import CPU
 from llvq.bench.stages import random_script
 from llvq.box import export_box, write_program
-from llvq.compiler import Compiled, instantiate
+from llvq.compiler import Compiled, with_constants, with_weights
 from llvq.graphs.weight_groups import SLOTS, Limits, group_all, weight_uses
 from llvq.models.config import ModelConfig
 from llvq.runtime import load
@@ -53,7 +53,14 @@ def make(
     whole_config: ModelConfig,
     make_whole_weights: Callable[[ModelConfig], DictSource],
 ) -> Make:
-    return lambda: instantiate(compiled_whole, make_whole_weights(whole_config))
+    """Graphs as a loader has them when it makes their weights stream."""
+    source = with_constants(compiled_whole, make_whole_weights(whole_config))
+
+    def made() -> Executable:
+        stages = with_weights(compiled_whole.stages, compiled_whole.weights, source)
+        return Executable(stages, compiled_whole.facts, DEVICE)
+
+    return made
 
 
 def video(model: Executable, chunks: int = 3) -> list[Tensor]:
