@@ -11,7 +11,8 @@ from benchmarks.long_run import main
 
 
 def test_a_video_is_the_same_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [str(tmp_path / "box"), "--tiny", "--minutes", "0.02", "--out", str(tmp_path)]
+    given = [str(tmp_path / "box"), "--tiny", "--minutes", "0.02", "--steps", "1", "--out",
+             str(tmp_path)]  # fmt: skip
     assert main(given) == 0
     found = json.loads((tmp_path / "long_run.json").read_text(encoding="utf-8"))
     first, second = found["runs"]
