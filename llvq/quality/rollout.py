@@ -75,7 +75,10 @@ def make_script(
 
 
 def run(executable: Executable, take: Take, *, done: Callable[[], None]) -> list[Chunk]:
-    """All chunks, on the CPU; `done` is called after each."""
+    """All chunks, on the CPU; `done` is called after each.
+
+    Nothing is replayed on a GPU: a CUDA graph would leave out probes, and the latents of a teacher.
+    """
     session = Session(
         executable,
         [replace(prompt, embeds=_on(executable, prompt.embeds)) for prompt in take.script],
@@ -83,6 +86,7 @@ def run(executable: Executable, take: Take, *, done: Callable[[], None]) -> list
         steps=take.steps,
         latents_only=take.latents_only,
         decode_depth=0,
+        cuda_graphs=False,
     )
     chunks = []
     for chunk in session:
