@@ -23,7 +23,6 @@ crops=32 runs=16 openings=192 rolls=48
 if [ "$gpus" -gt 2 ]; then
     crops=16 runs=8 openings=96 rolls=24
 fi
-rm -rf "$run" "$few"
 mkdir -p "$run" "$few" "$to"
 if compgen -G "$from/tiny.tar.*" > /dev/null; then
     cat "$from"/tiny.tar.* | tar x -C build
