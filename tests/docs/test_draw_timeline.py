@@ -56,4 +56,4 @@ def test_a_trace_becomes_a_file(tmp_path: Path) -> None:
 
 def test_the_committed_picture_is_of_the_committed_trace() -> None:
     spans = spans_of(json.loads((IMAGES / "overlap.json").read_text()))
-    assert (IMAGES / "overlap.svg").read_text() == draw(spans, 5.3, 8.4)
+    assert (IMAGES / "overlap.svg").read_text() == draw(spans, 5.2, 8.2)
