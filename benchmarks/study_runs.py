@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -103,11 +103,16 @@ def setting(
 
 
 def build(at: Setting, variant: Variant) -> Executable:
+    """The denoiser by a recipe, with VAE and text encoder of the bf16 model. Raises LlvqError."""
+    plain = at.plain
     if variant.recipe is BF16:
-        return at.plain
+        return plain
     model = at.model if variant.calibrate is None else calibrated(at, variant, variant.calibrate)
-    compiled = compile_model(model.config, variant.recipe, calibration=model.calibration)
-    return instantiate(compiled, model.source, str(at.plain.device))
+    denoiser = replace(model.config, vae=None, text=None)
+    compiled = compile_model(denoiser, variant.recipe, calibration=model.calibration)
+    made = instantiate(compiled, model.source, str(plain.device))
+    facts = replace(plain.facts, pages=made.facts.pages)
+    return replace(plain, stages={**plain.stages, **made.stages}, facts=facts)
 
 
 def calibrated(at: Setting, variant: Variant, config: str) -> VideoModel:

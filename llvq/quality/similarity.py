@@ -7,11 +7,15 @@ window of sigma 1.5, borders left out, values in 0..255. Frames are uint8 [F, H,
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 WINDOW, SIGMA = 11, 1.5
+_HEIGHTS = [math.exp(-((k - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for k in range(WINDOW)]
+GAUSSIAN = [height / sum(_HEIGHTS) for height in _HEIGHTS]
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # The coarsest of the five scales must still hold a window.
@@ -58,9 +62,13 @@ def _ssim_and_structure(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """The Gaussian window over [F, 3, H, W], without padding: one axis, then the other."""
-    offsets = torch.arange(WINDOW, dtype=x.dtype) - WINDOW // 2
-    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    window = (window / window.sum()).expand(x.shape[1], 1, 1, WINDOW)
-    across = F.conv2d(x, window, groups=x.shape[1])
-    return F.conv2d(across, window.transpose(2, 3), groups=x.shape[1])
+    """The Gaussian window over [F, 3, H, W], without padding: one axis, then the other.
+
+    As sums of shifted frames: PyTorch has no fast convolution in fp64.
+    """
+    for axis in (2, 3):
+        parts = [x.narrow(axis, k, x.shape[axis] - WINDOW + 1) for k in range(WINDOW)]
+        x = parts[0] * GAUSSIAN[0]
+        for part, weight in zip(parts[1:], GAUSSIAN[1:], strict=True):
+            x.add_(part, alpha=weight)
+    return x

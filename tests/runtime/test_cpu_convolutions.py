@@ -25,7 +25,16 @@ def graph_of(op: object, *rest: object, bias: bool) -> GraphModule:
 
 
 @pytest.mark.parametrize(
-    "dims, rest", [(2, ()), (3, ()), (3, ([1, 2, 2], [0, 1, 1])), (2, ([2, 2], [1, 1]))]
+    "dims, rest",
+    [
+        (2, ()),
+        (2, ([2, 2], [1, 1])),
+        (3, ()),
+        (3, ([1, 2, 2], [0, 1, 1])),
+        (3, ([2], [0], [1])),
+        (3, ([2, 1, 1], [1, 1, 1])),
+        (3, ([1, 1, 1], [0, 0, 0], [2, 1, 1])),
+    ],
 )
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -43,6 +52,17 @@ def test_it_is_rounded_once(
     # Rounding to nearest, and what fp32 loses in sums of 108 products.
     relative = torch.finfo(dtype).eps / 2
     torch.testing.assert_close(found.double(), 2 * exact, rtol=relative, atol=1e-4)
+
+
+def test_frames_do_not_depend_on_how_many_there_are() -> None:
+    gm = graph_of(aten.conv3d.default, [1, 1, 1], [0, 1, 1], bias=True)
+    widen_convolutions(gm)
+    x, weight, bias = torch.randn(1, 4, 8, 9, 9), torch.randn(5, 4, 3, 3, 3), torch.randn(5)
+    whole = gm(x, weight, bias)
+    for frame in range(6):
+        assert torch.equal(
+            gm(x[:, :, frame : frame + 3], weight, bias)[:, :, 0], whole[:, :, frame]
+        )
 
 
 def test_nothing_else_is_touched() -> None:
