@@ -19,9 +19,9 @@ shift 2
 run=build/tiny few=build/tiny-few
 gpus=$(nvidia-smi --list-gpus | wc -l)
 # Of each GPU. With more than two, half of it: then there are more steps too, not only larger ones.
-crops=32 runs=16 openings=192 rolls=48
+crops=32 runs=16 openings=192 rolls=32
 if [ "$gpus" -gt 2 ]; then
-    crops=16 runs=8 openings=96 rolls=24
+    crops=16 runs=8 openings=96 rolls=16
 fi
 mkdir -p "$run" "$few" "$to"
 if compgen -G "$from/tiny.tar.*" > /dev/null; then
