@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 aten = torch.ops.aten
+SMALL = 2**14  # elements of an input for which a call per frame costs more than it saves
 
 
 def conv2d(
@@ -32,14 +33,14 @@ def conv3d(
     dilation: Sequence[int] = (1,),
     groups: int = 1,
 ) -> Tensor:
-    """aten.conv3d: frame by frame, time being more channels of a convolution in space.
+    """aten.conv3d, if not small frame by frame: time is more channels of a convolution in space.
 
-    PyTorch has that several times faster; and so how many frames there are changes no bit of any.
+    PyTorch has that several times faster.
     """
     (st, *stride), (pt, *padding), (dt, *dilation) = (
         [*given] * (3 // len(given)) for given in (stride, padding, dilation)
     )
-    if pt or dt != 1 or groups != 1:
+    if x.numel() < SMALL or pt or dt != 1 or groups != 1:
         return _in_fp32(aten.conv3d.default, x, weight, bias, (st, *stride), (pt, *padding),
                         (dt, *dilation), groups)  # fmt: skip
     depth, flat = weight.shape[2], weight.float().flatten(1, 2)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from llvq.runtime import cpu_convolutions
 from llvq.runtime.cpu_convolutions import ON_CPU, widen_convolutions
 
 aten = torch.ops.aten
@@ -36,11 +37,14 @@ def graph_of(op: object, *rest: object, bias: bool) -> GraphModule:
         (3, ([1, 1, 1], [0, 0, 0], [2, 1, 1])),
     ],
 )
+@pytest.mark.parametrize("small", [0, cpu_convolutions.SMALL], ids=["by frame", "at once"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_it_is_rounded_once(
-    dims: int, rest: tuple[object, ...], bias: bool, dtype: torch.dtype
-) -> None:
+    dims: int, rest: tuple[object, ...], bias: bool, dtype: torch.dtype, small: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cpu_convolutions, "SMALL", small)
     op = {2: aten.conv2d.default, 3: aten.conv3d.default}[dims]
     gm = graph_of(op, *rest, bias=bias)
     widen_convolutions(gm)
@@ -52,17 +56,6 @@ def test_it_is_rounded_once(
     # Rounding to nearest, and what fp32 loses in sums of 108 products.
     relative = torch.finfo(dtype).eps / 2
     torch.testing.assert_close(found.double(), 2 * exact, rtol=relative, atol=1e-4)
-
-
-def test_frames_do_not_depend_on_how_many_there_are() -> None:
-    gm = graph_of(aten.conv3d.default, [1, 1, 1], [0, 1, 1], bias=True)
-    widen_convolutions(gm)
-    x, weight, bias = torch.randn(1, 4, 8, 9, 9), torch.randn(5, 4, 3, 3, 3), torch.randn(5)
-    whole = gm(x, weight, bias)
-    for frame in range(6):
-        assert torch.equal(
-            gm(x[:, :, frame : frame + 3], weight, bias)[:, :, 0], whole[:, :, frame]
-        )
 
 
 def test_nothing_else_is_touched() -> None:
