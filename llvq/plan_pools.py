@@ -163,7 +163,7 @@ def _denoise(
     pool.most = pool.reserved
     recorded = {
         "denoising": _final(pool) - named,
-        "denoising, recorded": _recorded(stages, EVERY_CALL, EVERY_CALL),
+        "denoising, recorded": _recorded(stages, EVERY_CALL),
     }
     return _largest(first, recorded)
 
@@ -194,7 +194,7 @@ def _decode(
         _hold(pool, [returned] * calls)
         return {
             "decoding": pool.most - sum(state),
-            "decoding, recorded": _recorded(stages, DECODING, DECODING[1:]),
+            "decoding, recorded": _recorded(stages, DECODING[1:], first=DECODING[0]),
         }
     waiting: deque[Mapping[int, Block]] = deque()
     for name in (*DECODING, *[DECODING[1]] * calls):
@@ -213,15 +213,18 @@ def _largest(*moments: dict[str, int]) -> dict[str, int]:
 
 
 def _recorded(
-    stages: Mapping[str, RunningStage], names: Iterable[str], recorded: Iterable[str]
+    stages: Mapping[str, RunningStage], names: Iterable[str], *, first: str | None = None
 ) -> int:
-    """A pool of CUDA graphs: results of those `recorded` stay, all else is there for the next."""
+    """A pool of CUDA graphs: results stay, all else is there for the next recording.
+
+    `first` runs there before any of them, and is not recorded.
+    """
     pool = Pool()
+    if first is not None:
+        _give_back(pool, pool.run(stages[first].allocations.events))
     for name in names:
         if name in stages:
-            made = pool.run(stages[name].allocations.events)
-            if name not in recorded:
-                _give_back(pool, made)
+            pool.run(stages[name].allocations.events)
     return _final(pool)
 
 

@@ -59,7 +59,7 @@ Main = Callable[[argparse.Namespace, Replicas], None]
 def train_together(main: Main, args: argparse.Namespace) -> None:
     """`main(args, replicas)` in `args.gpus` processes, `args.device` being a GPU of its own.
 
-    Ends with the error of any of them, and ends the others then.
+    Ends with the first error of any of them, and ends the others then.
     """
     if args.gpus == 1:
         main(args, ALONE)
@@ -74,7 +74,6 @@ def _process(rank: int, main: Main, args: argparse.Namespace, meet: Path) -> Non
         args.device, backend = f"cuda:{rank}", "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(rank)
     dist.init_process_group(backend, init_method=meet.as_uri(), rank=rank, world_size=args.gpus)
-    try:
-        main(args, Replicas(rank, args.gpus))
-    finally:
-        dist.destroy_process_group()
+    main(args, Replicas(rank, args.gpus))
+    # Not after an error: the others would fail of a partner that is gone, and be heard first.
+    dist.destroy_process_group()

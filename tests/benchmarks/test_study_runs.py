@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kv_study import KV, READING, WEIGHTS, page_bytes
+from benchmarks.studies import KV, READING, WEIGHTS, page_bytes
 from benchmarks.study_rows import Row, over_seeds
 from benchmarks.study_runs import Setting, Study, Variant, calibrated, run_study, setting
 from examples.tiny_longlive.identity import Drift, Identity

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def graph_of(op: object, *rest: object, bias: bool) -> GraphModule:
-    """conv(x, weight, bias) + x, as a graph."""
+    """2 * conv(x, weight, bias), as a graph."""
     graph = Graph()
     x, weight = graph.placeholder("x"), graph.placeholder("weight")
     given = graph.placeholder("bias") if bias else None
