@@ -17,7 +17,7 @@ set -euo pipefail
 from=$1 to=$2
 shift 2
 run=build/tiny few=build/tiny-few
-gpus=$(nvidia-smi --list-gpus | wc -l)
+gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 # Of each GPU. With more than two, half of it: then there are more steps too, not only larger ones.
 crops=32 runs=16 openings=192 rolls=32
 if [ "$gpus" -gt 2 ]; then
@@ -39,8 +39,8 @@ train() {
     local forcing=(--out "$run" --gpus "$gpus" --graphs --clips $runs --openings $openings)
     case $1 in
         vae) module train_vae --out "$run" --gpus "$gpus" --seconds 400 --batch $crops ;;
-        ar-1) module train_ar "${forcing[@]}" --seconds 400 --part 1/2 ;;
-        ar-2) module train_ar "${forcing[@]}" --seconds 460 --part 2/2 ;;
+        ar-1) module train_ar "${forcing[@]}" --seconds 330 --part 1/2 ;;
+        ar-2) module train_ar "${forcing[@]}" --seconds 500 --part 2/2 ;;
         few)
             module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --graphs \
                 --clips $rolls --openings $openings --seconds 300
