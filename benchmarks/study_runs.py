@@ -122,7 +122,7 @@ def calibrated(at: Setting, variant: Variant, config: str) -> VideoModel:
         prompts=at.calibration_prompts,
         chunks=CALIBRATION_CHUNKS,
         seed=2 * OTHER_SEED,
-        device=str(at.plain.device),
+        device=at.plain.device.type,
     )
     work = at.scratch / config.replace(":", "-")
     return with_facts(at.model, calibrate(at.model, variant.recipe, request, work).path)
