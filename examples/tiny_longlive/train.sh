@@ -5,7 +5,7 @@
 #
 # PHASE: vae, ar-1, ar-2, few, in this order, all at once or a few in every call;
 # docs/tiny-longlive.md says what to look at after each.
-# FROM: the folder that the call before left, or one with a trained VAE; nothing for vae.
+# FROM: the folder that the call before left, or one with the weights to go on from; nothing for vae.
 # TO: a folder for what this call leaves, brought up to date every minute, so that little is lost if
 # it is killed:
 #   tiny.tar.aa, .ab, ...       everything that the next call needs, in pieces under 16 MB

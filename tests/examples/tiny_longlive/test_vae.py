@@ -13,12 +13,12 @@ from examples.tiny_longlive.train_vae import HELD_OUT_SEED, Clips
 from llvq.models.vae_causal import StartState
 from llvq.quality.metrics import psnr_db
 
-VAE = Path(__file__).parents[3] / "examples/tiny_longlive/vae"
+WEIGHTS = Path(__file__).parents[3] / "examples/tiny_longlive/weights"
 
 
 @torch.no_grad()
 def test_clips_come_back() -> None:
-    vae = read_vae(VAE, tiny_longlive()).float()
+    vae = read_vae(WEIGHTS, tiny_longlive()).float()
     video = Clips(2, HELD_OUT_SEED, "cpu").crops(2, 256)
     latents = vae._encode(video, StartState(), first=True)
     assert latents.shape == (2, 48, 4, 16, 16)
