@@ -17,7 +17,7 @@ are calibrated need ModelOpt, and see other prompts and seeds than those that ar
 
 With `--jobs` seeds are shared out among processes, and processes among GPUs.
 
-Writes NAME.txt and NAME.json to benchmarks/results.
+Writes NAME.txt and NAME.json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from llvq.calibrate.modelopt_backend import modelopt_version
 from llvq.checkpoints.checkpoint import json_beside
 from llvq.checkpoints.model import open_model
 from llvq.checkpoints.random import tiny_config, write_random_checkpoint
-from llvq.errors import LlvqError, SessionError, TargetError
+from llvq.errors import LlvqError, OutputError, SessionError, TargetError
 from llvq.quality.rollout import DEFAULT_PROMPTS
 
 CALIBRATION_SEED, CALIBRATION_VIDEOS = 10_000, 8
@@ -134,8 +134,8 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--device", default="cpu", choices=("cpu", "cuda"))
     add("--jobs", type=_positive, default=1, help="processes at once (default 1)")
     add("--prompt", action="append", help="a shot of every video; may be given more than once")
-    add("--name", help="of the files in benchmarks/results (default: kv_study or weight_study)")
-    add("--out", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    add("--name", help="of the files (default: kv_study or weight_study)")
+    add("--out", type=Path, default=RESULTS, help="a folder (default: benchmarks/results)")
     return parser.parse_args(given)
 
 
@@ -203,6 +203,11 @@ def check(study: Study, options: argparse.Namespace) -> None:
             because="the first chunk has no history, so no cache",
             fix=f"use --chunks {study.first + 1} or more",
         )
+    if options.out.exists() and not options.out.is_dir():
+        raise OutputError(
+            "cannot write the tables", where=str(options.out),
+            because="it is not a folder", fix="name one with --out",
+        )  # fmt: skip
     if options.device == "cuda" and not torch.cuda.is_available():
         raise TargetError(
             "cannot run videos on cuda", because="torch sees no GPU here", fix="use --device cpu"

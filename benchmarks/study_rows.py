@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 from typing import Any
 
+import torch
+
 from llvq.quality.metrics import slope
 from llvq.quality.rollout import chunk_errors
 from llvq.runtime.session import Chunk
@@ -59,15 +61,24 @@ def joined(parts: Sequence[Sequence[Row]]) -> list[Row]:
     return rows
 
 
-def measure(reference: Sequence[Chunk], chunks: Sequence[Chunk]) -> list[dict[str, float]]:
-    """Each chunk against the reference; frames where both have them."""
+def measure(
+    reference: Sequence[Chunk], chunks: Sequence[Chunk], device: torch.device
+) -> list[dict[str, float]]:
+    """Each chunk against the reference; frames where both have them, compared on `device`."""
     found = []
-    for error in chunk_errors(reference, chunks):
+    for error in chunk_errors(_on(reference, device), _on(chunks, device)):
         values = {"sqnr_db": error.latents.sqnr_db}
         if error.frames is not None:
             values |= {"psnr_db": error.frames.psnr_db, "ssim": error.frames.ssim}
         found.append(values)
     return found
+
+
+def _on(chunks: Sequence[Chunk], device: torch.device) -> list[Chunk]:
+    return [
+        chunk if chunk.frames is None else replace(chunk, frames=chunk.frames.to(device))
+        for chunk in chunks
+    ]
 
 
 def summarize(chunks: Sequence[Mapping[str, float]], first: int) -> dict[str, float]:

@@ -163,7 +163,7 @@ def _row(
 ) -> Row:
     samples = []
     for seed, reference, found in zip(at.scripts, references, made, strict=True):
-        chunks = measure(reference, found)
+        chunks = measure(reference, found, at.plain.device)
         frames = [chunk.frames for chunk in found if chunk.frames is not None]
         numbers = dict[str, float]()
         if at.judge is not None and frames:

@@ -23,7 +23,7 @@ from examples.tiny_longlive.steps import Steps, gradients, own_stream
 from examples.tiny_longlive.weights import Masters, rate_scale
 from llvq.models.vae import WanVae
 from llvq.models.vae_causal import StartState
-from llvq.quality.similarity import ssim
+from llvq.quality.similarity import similarity
 
 FRAMES = 13
 RATE = 6e-4  # at 2e-3, with Adam, nothing is learned until the rate has come down
@@ -146,7 +146,7 @@ def report(vae: WanVae, video: Tensor, folder: Path, progress: Progress) -> None
     progress.note(
         psnr_db=round(float(-10 * error.mean().log10()), 2),
         worst_clip_db=round(float(-10 * error.max().log10()), 2),
-        ssim=round(float(ssim(*frames).mean()), 4),
+        ssim=round(float(similarity(*frames).ssim.mean()), 4),
         std=[round(value, 3) for value in std.tolist()],
     )
     pairs = [clip[:, ::3].transpose(0, 1) for i in range(6) for clip in (video[i], out[i])]

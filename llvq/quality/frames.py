@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from llvq.quality.metrics import psnr_db
-from llvq.quality.similarity import ms_ssim, ssim
+from llvq.quality.similarity import similarity
 from llvq.quality.vmaf import Vmaf
 
 
@@ -27,10 +27,10 @@ class FrameError:
 
 def frame_error(reference: Tensor, value: Tensor, vmaf: Vmaf | None = None) -> FrameError:
     """Compare uint8 frames [F, H, W, 3]; VMAF where it is given."""
-    frames = list(zip(reference.split(1), value.split(1), strict=True))
-    coarse = [ms_ssim(*frame) for frame in frames]
-    multi = [float(found) for found in coarse if found is not None]
-    fine = [float(ssim(*frame)) for frame in frames]
+    frames = zip(reference.split(1), value.split(1), strict=True)
+    found = [similarity(*frame) for frame in frames]
+    fine = [float(one.ssim) for one in found]
+    multi = [float(one.ms_ssim) for one in found if one.ms_ssim is not None]
     return FrameError(
         psnr_db=psnr_db(reference, value),
         ssim=sum(fine) / len(fine),

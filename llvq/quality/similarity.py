@@ -8,6 +8,7 @@ window of sigma 1.5, borders left out, values in 0..255. Frames are uint8 [F, H,
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,26 +23,29 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_MIN_SIDE = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
 
 
-def ssim(reference: Tensor, value: Tensor) -> Tensor:
-    """The mean SSIM of each frame, fp64 [F]; 1 where frames are equal."""
-    similarity, _ = _ssim_and_structure(*_channels_first(reference, value))
-    return similarity.mean(dim=1)
+@dataclass(frozen=True)
+class Similarity:
+    """Of each frame, fp64 [F]; 1 where frames are equal. `ms_ssim` is None for frames smaller than
+    MS_SSIM_MIN_SIDE."""
+
+    ssim: Tensor
+    ms_ssim: Tensor | None
 
 
-def ms_ssim(reference: Tensor, value: Tensor) -> Tensor | None:
-    """The MS-SSIM of each frame, fp64 [F]; None for frames smaller than MS_SSIM_MIN_SIDE."""
-    if min(reference.shape[1:3]) < MS_SSIM_MIN_SIDE:
-        return None
+def similarity(reference: Tensor, value: Tensor) -> Similarity:
+    """Both at once: the finest scale of MS-SSIM is SSIM, and most of the work."""
     x, y = _channels_first(reference, value)
-    product = torch.ones(())
-    for scale, weight in enumerate(SCALE_WEIGHTS):
-        if scale:
-            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        similarity, structure = _ssim_and_structure(x, y)
+    fine, structure = _ssim_and_structure(x, y)
+    if min(reference.shape[1:3]) < MS_SSIM_MIN_SIDE:
+        return Similarity(fine.mean(dim=1), None)
+    # A negative factor has no real power; 0 says the same, that nothing is alike.
+    product = structure.clamp(min=0) ** SCALE_WEIGHTS[0]
+    for scale, weight in enumerate(SCALE_WEIGHTS[1:], start=1):
+        x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        coarse, structure = _ssim_and_structure(x, y)
         last = scale == len(SCALE_WEIGHTS) - 1
-        # A negative factor has no real power; 0 says the same, that nothing is alike.
-        product = product * (similarity if last else structure).clamp(min=0) ** weight
-    return product.mean(dim=1)
+        product = product * (coarse if last else structure).clamp(min=0) ** weight
+    return Similarity(fine.mean(dim=1), product.mean(dim=1))
 
 
 def _channels_first(reference: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

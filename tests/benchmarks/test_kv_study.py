@@ -69,6 +69,13 @@ def test_what_cannot_be_run_is_refused_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_tables_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["--out", str(file)]) == 2
+    assert "not a folder" in capsys.readouterr().err
+
+
 def test_prompts_are_those_of_the_model() -> None:
     options = arguments(["--seeds", "3"])
     captions = shots_of(options, is_tiny=True)

@@ -21,6 +21,8 @@ from benchmarks.study_rows import (
 )
 from llvq.runtime.session import Chunk
 
+CPU = torch.device("cpu")
+
 CHUNKS = [
     {"sqnr_db": math.inf, "psnr_db": math.inf, "ssim": 1.0, "identity": 1.0},
     {"sqnr_db": 30.0, "psnr_db": 40.0, "ssim": 0.9, "identity": 0.5},
@@ -93,8 +95,8 @@ def test_json_has_no_infinity() -> None:
 def test_chunks_are_measured_against_the_reference() -> None:
     latents = torch.ones(1, 2, 4)
     frames = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
-    (found,) = measure([Chunk(0, latents, frames)], [Chunk(0, latents * 1.1, frames + 10)])
+    (found,) = measure([Chunk(0, latents, frames)], [Chunk(0, latents * 1.1, frames + 10)], CPU)
     assert found["sqnr_db"] == pytest.approx(20.0, abs=1e-4)
     assert found["psnr_db"] == pytest.approx(20 * math.log10(25.5))
-    (found,) = measure([Chunk(0, latents, None)], [Chunk(0, latents, None)])
+    (found,) = measure([Chunk(0, latents, None)], [Chunk(0, latents, None)], CPU)
     assert found == {"sqnr_db": math.inf}

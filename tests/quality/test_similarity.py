@@ -7,7 +7,7 @@ import pytorch_msssim
 import torch
 from torch import Tensor
 
-from llvq.quality.similarity import MS_SSIM_MIN_SIDE, ms_ssim, ssim
+from llvq.quality.similarity import MS_SSIM_MIN_SIDE, similarity
 
 
 def pair(height: int, width: int, noise: float) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def test_ssim_is_that_of_pytorch_msssim(height: int, width: int, noise: float) -
     a, b = pair(height, width, noise)
     x, y = channels_first(a), channels_first(b)
     theirs = pytorch_msssim.ssim(x, y, data_range=255, size_average=False)
-    assert torch.allclose(ssim(a, b), theirs.double(), atol=1e-5)
+    assert torch.allclose(similarity(a, b).ssim, theirs.double(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(176, 192), (208, 240)])
@@ -40,21 +40,20 @@ def test_ms_ssim_is_that_of_pytorch_msssim(height: int, width: int, noise: float
     a, b = pair(height, width, noise)
     x, y = channels_first(a), channels_first(b)
     theirs = pytorch_msssim.ms_ssim(x, y, data_range=255, size_average=False)
-    ours = ms_ssim(a, b)
+    ours = similarity(a, b).ms_ssim
     assert ours is not None and torch.allclose(ours, theirs.double(), atol=1e-5)
 
 
 def test_equal_frames_are_1_and_small_ones_have_no_ms_ssim() -> None:
     a, _ = pair(MS_SSIM_MIN_SIDE, MS_SSIM_MIN_SIDE, 0)
-    assert torch.allclose(ssim(a, a), torch.ones(3, dtype=torch.float64))
-    similarity = ms_ssim(a, a)
-    assert similarity is not None
-    assert torch.allclose(similarity, torch.ones(3, dtype=torch.float64))
+    found, ones = similarity(a, a), torch.ones(3, dtype=torch.float64)
+    assert torch.allclose(found.ssim, ones)
+    assert found.ms_ssim is not None and torch.allclose(found.ms_ssim, ones)
     small = a[:, : MS_SSIM_MIN_SIDE - 1]
-    assert ms_ssim(small, small) is None
+    assert similarity(small, small).ms_ssim is None
 
 
 def test_other_shapes_are_refused() -> None:
     a, _ = pair(64, 64, 0)
     with pytest.raises(ValueError, match="differ"):
-        ssim(a, a[:, :60])
+        similarity(a, a[:, :60])
