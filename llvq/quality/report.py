@@ -37,6 +37,7 @@ th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #e4e4e
          font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { border-bottom: 1.5px solid #999; } th:first-child, td:first-child { text-align: left; }
 .wide { overflow-x: auto; } .left td, .left th { text-align: left; }
+.left td + td { white-space: normal; overflow-wrap: anywhere; }
 p.caption { color: #555; margin: .3em 0 .6em; } p.note { margin: .2em 0; }
 svg text { font: 11px system-ui, sans-serif; fill: #333; }
 img { display: block; width: 100%; }
