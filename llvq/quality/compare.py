@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import llvq
 from llvq.compiler import instantiate
 from llvq.errors import TargetError
+from llvq.quality.attention import AttentionError, add_attention_probes
 from llvq.quality.comparison import Comparison, Judged, Video
 from llvq.quality.layers import (
     LayerError,
@@ -98,9 +99,10 @@ def compare(
     tell("compile BF16", 1, 1)
     before_and_after, nbytes = structure(pair), sizes(pair)
     layers = _compare_weights(pair, tell)
-    video = _compare_videos(pair, request, layers, tell)
+    baseline = _run_baseline(pair, request, layers, tell)
+    video = _compare_videos(pair, request, baseline, tell)
     measured, notes = _measured(pair, request), _notes(pair, request, video)
-    return Comparison(measured, notes, before_and_after, nbytes, layers, video)
+    return Comparison(measured, notes, before_and_after, nbytes, layers, baseline.attention, video)
 
 
 def _check_device(device: str) -> None:
@@ -121,24 +123,38 @@ def _compare_weights(pair: Pair, tell: Progress) -> list[LayerError]:
     return errors
 
 
-def _compare_videos(
-    pair: Pair, request: Request, layers: list[LayerError], tell: Progress
-) -> Video:
-    take, baseline, others = _run_baseline(pair, request, layers, tell)
-    quantized = executable(pair.box, request.device)
-    free = run(quantized, take, done=_counter(tell, "run NVFP4", request))
-    forced = run_forced(
-        quantized, take, baseline, done=_counter(tell, "run NVFP4 on BF16 history", request)
-    )
+@dataclass(frozen=True)
+class Baseline:
+    """What the BF16 program gave, and what its probes found behind attention.
+
+    `others` is BF16 again, if asked for: with another attention, and from another seed.
+    """
+
+    take: Take
+    chunks: list[Chunk]
+    attention: list[AttentionError]
+    others: dict[str, list[Chunk]]
+
+    def errors(self, name: str, vmaf: Vmaf | None) -> list[ChunkError] | None:
+        others = self.others.get(name)
+        return None if others is None else chunk_errors(self.chunks, others, vmaf)
+
+
+def _compare_videos(pair: Pair, request: Request, baseline: Baseline, tell: Progress) -> Video:
+    quantized, chunks = executable(pair.box, request.device), baseline.chunks
+    free = run(quantized, baseline.take, done=_counter(tell, "run NVFP4", request))
+    done = _counter(tell, "run NVFP4 on BF16 history", request)
+    forced = run_forced(quantized, baseline.take, chunks, done=done)
     vmaf = find_vmaf() if request.frames else None
     return Video(
-        free=chunk_errors(baseline, free, vmaf),
-        forced=chunk_errors(baseline, forced),
-        floor=_errors(baseline, others, "floor", vmaf),
-        ceiling=_errors(baseline, others, "ceiling", vmaf),
-        baseline=baseline,
+        free=chunk_errors(chunks, free, vmaf),
+        forced=chunk_errors(chunks, forced),
+        floor=baseline.errors("floor", vmaf),
+        ceiling=baseline.errors("ceiling", vmaf),
+        baseline=chunks,
         quantized=free,
-        judged=_judged(pair, request, {"bf16": baseline, "nvfp4": free}),
+        steps=baseline.take.steps,
+        judged=_judged(pair, request, {"bf16": chunks, "nvfp4": free}),
     )
 
 
@@ -158,26 +174,19 @@ def _judged(pair: Pair, request: Request, sides: Mapping[str, list[Chunk]]) -> J
     }
 
 
-def _errors(
-    baseline: list[Chunk], others: dict[str, list[Chunk]], name: str, vmaf: Vmaf | None
-) -> list[ChunkError] | None:
-    return chunk_errors(baseline, others[name], vmaf) if name in others else None
-
-
 def _run_baseline(
     pair: Pair, request: Request, layers: list[LayerError], tell: Progress
-) -> tuple[Take, list[Chunk], dict[str, list[Chunk]]]:
-    """Run BF16 with a probe behind every layer; gives the script for the other runs too.
-
-    The last is BF16 again, if asked for: with another attention, and from another seed.
-    """
+) -> Baseline:
+    """Run BF16 with a probe behind every layer and every attention over pages."""
     model = instantiate(pair.baseline, pair.model.source, request.device)
     tokenizer = PromptTokenizer(pair.box.path / "tokenizer", pair.facts.text_len)
     script = make_script(model, tokenizer, request.shots, request.chunks)
     take = Take(script, request.seed, request.steps or pair.facts.steps, not pair.has_vae)
     others = _run_references(model, request, take, tell) if request.frames else {}
     add_probes(model, layers, pair)
-    return take, run(model, take, done=_counter(tell, "run BF16 and every layer", request)), others
+    attention = add_attention_probes(model, pair)
+    chunks = run(model, take, done=_counter(tell, "run BF16 and every layer", request))
+    return Baseline(take, chunks, attention, others)
 
 
 def _run_references(

@@ -9,6 +9,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
+from llvq.quality.attention import AttentionError
+from llvq.quality.calls import CallErrors, median_by_moment
 from llvq.quality.health import Health
 from llvq.quality.layers import LayerError
 from llvq.quality.metrics import NOTHING, Energies, slope
@@ -36,6 +38,7 @@ class Video:
     ceiling: list[ChunkError] | None
     baseline: list[Chunk]
     quantized: list[Chunk]
+    steps: int
     judged: Judged = field(default_factory=dict)
 
     @property
@@ -57,7 +60,7 @@ class Video:
 
 @dataclass(frozen=True)
 class Kind:
-    """The layers of one kind, over all blocks; energies added up."""
+    """The linears of one kind, or attention over pages, over all blocks; energies added up."""
 
     name: str
     layers: int
@@ -74,7 +77,13 @@ class Comparison:
     structure: Structure
     sizes: Sizes
     layers: list[LayerError]
+    attention: list[AttentionError]
     video: Video
+
+    @property
+    def ops(self) -> list[LayerError | AttentionError]:
+        """All whose output was measured."""
+        return [*self.layers, *self.attention]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON. Numbers that are not finite are "inf", "-inf" or "nan"."""
@@ -84,8 +93,10 @@ class Comparison:
             "notes": self.notes,
             "structure": {**asdict(self.structure), "changed": self.structure.changed},
             "bytes": {**asdict(self.sizes), "total": asdict(total) | {"ratio": total.ratio}},
-            "layers": [_layer_row(error) for error in worst_first(self.layers)],
-            "kinds": [_kind_row(kind) for kind in by_kind(self.layers)],
+            "layers": [_layer_row(error, video.steps) for error in worst_first(self.layers)],
+            "attention": [_attention_row(error, video.steps) for error in self.attention],
+            "kinds": [_kind_row(kind) for kind in by_kind(self.ops)],
+            "moments": median_by_moment(self.ops, video.steps),
             "chunks": {
                 name: [chunk_row(error) for error in run] for name, run in video.runs.items()
             },
@@ -98,17 +109,16 @@ class Comparison:
 
 def worst_first(layers: Sequence[LayerError]) -> list[LayerError]:
     """By SQNR of the output, and of the weight for a layer that never ran."""
-    return sorted(layers, key=lambda e: (e.output if e.calls else e.weight).sqnr_db)
+    return sorted(layers, key=lambda e: (e.output.total if e.output.calls else e.weight).sqnr_db)
 
 
-def by_kind(layers: Sequence[LayerError]) -> list[Kind]:
+def by_kind(ops: Sequence[LayerError | AttentionError]) -> list[Kind]:
     """One row for q of all blocks, one for k, ..., in order of the model."""
     kinds: dict[str, Kind] = {}
-    for error in layers:
-        name = error.layer.kind
-        seen = kinds.get(name, Kind(name, 0, NOTHING, NOTHING))
-        sums = (seen.weight + error.weight, seen.output + error.output)
-        kinds[name] = Kind(name, seen.layers + 1, *sums)
+    for error in ops:
+        seen = kinds.get(error.kind, Kind(error.kind, 0, NOTHING, NOTHING))
+        sums = (seen.weight + error.weight, seen.output + error.output.total)
+        kinds[error.kind] = Kind(error.kind, seen.layers + 1, *sums)
     return list(kinds.values())
 
 
@@ -128,11 +138,23 @@ def chunk_row(error: ChunkError) -> dict[str, Any]:
     return {"chunk": error.index, **error.latents.to_dict(), **frames}
 
 
-def _layer_row(error: LayerError) -> dict[str, Any]:
+def _layer_row(error: LayerError, steps: int) -> dict[str, Any]:
     layer = error.layer
-    named = {"name": layer.name, "kind": layer.kind, "target": layer.target, "calls": error.calls}
-    output = error.output.to_dict() if error.calls else None
-    return {**named, "weight": error.weight.to_dict(), "output": output}
+    named = {"name": layer.name, "kind": layer.kind, "target": layer.target}
+    return {**named, "weight": error.weight.to_dict(), **_output_row(error.output, steps)}
+
+
+def _attention_row(error: AttentionError, steps: int) -> dict[str, Any]:
+    return {"name": error.name, "kind": error.kind, **_output_row(error.output, steps)}
+
+
+def _output_row(output: CallErrors, steps: int) -> dict[str, Any]:
+    """Over all calls, and the SQNR of each: by step, a value for each chunk."""
+    by_step = {
+        name: [found.sqnr_db for found in calls] for name, calls in output.moments(steps).items()
+    }
+    total = output.total.to_dict() if output.calls else None
+    return {"calls": output.calls, "output": total, "sqnr_db_by_step": by_step}
 
 
 def _kind_row(kind: Kind) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.fx import GraphModule
 
 from llvq.dialect import nvfp4_linear, quantize
 from llvq.formats import nvfp4
+from llvq.quality.calls import CallErrors
 from llvq.quality.layer_facts import Beside, beside
 from llvq.quality.metrics import NOTHING, Energies, energies
 from llvq.quality.pair import Pair
@@ -59,8 +60,11 @@ class LayerError:
 
     layer: QuantizedLayer
     weight: Energies
-    output: Energies = NOTHING
-    calls: int = 0
+    output: CallErrors = field(default_factory=CallErrors)
+
+    @property
+    def kind(self) -> str:
+        return self.layer.kind
 
 
 def layer_kind(name: str) -> str:
@@ -130,10 +134,11 @@ class Probe(nn.Module):
     """Stands behind a BF16 linear and measures what the NVFP4 linear would have given."""
 
     def __init__(
-        self, error: LayerError, tensors: Mapping[str, Tensor], activation: Activation
+        self, error: LayerError, stage: str, tensors: Mapping[str, Tensor], activation: Activation
     ) -> None:
         super().__init__()
-        self.error, self.tensors, self.activation = error, tensors, activation
+        self.error, self.stage = error, stage
+        self.tensors, self.activation = tensors, activation
 
     def forward(self, x: Tensor, bias: Tensor | None, reference: Tensor) -> None:
         """x [..., K]; reference [..., N] = linear(x, w, bias)."""
@@ -142,8 +147,7 @@ class Probe(nn.Module):
         smoothed, packed = self.activation.packed(x, known)
         value = nvfp4_linear.reference(*packed, *weight, bias, rows, reference.dtype)
         value = known.with_branch(value, smoothed)
-        self.error.output += energies(reference, value)
-        self.error.calls += 1
+        self.error.output.add(self.stage, energies(reference, value))
 
 
 def add_probes(executable: Executable, errors: list[LayerError], pair: Pair) -> None:
@@ -151,12 +155,13 @@ def add_probes(executable: Executable, errors: list[LayerError], pair: Pair) -> 
     tensors = pair.box.tensors(device=executable.device)
     activation = Activation(pair.recipe.linear.activation_rule)
     by_source = {error.layer.source: error for error in errors}
-    for stage in executable.stages.values():
-        _add_to(stage.graph, by_source, tensors, activation)
+    for name, stage in executable.stages.items():
+        _add_to(stage.graph, name, by_source, tensors, activation)
 
 
 def _add_to(
     gm: GraphModule,
+    stage: str,
     errors: Mapping[str, LayerError],
     tensors: Mapping[str, Tensor],
     activation: Activation,
@@ -166,7 +171,8 @@ def _add_to(
             continue
         x, weight, bias = (*node.args, None)[:3]
         if str(weight.target) in errors:
-            gm.add_submodule(f"probe_{number}", Probe(errors[weight.target], tensors, activation))
+            probe = Probe(errors[weight.target], stage, tensors, activation)
+            gm.add_submodule(f"probe_{number}", probe)
             with gm.graph.inserting_after(node):
                 gm.graph.call_module(f"probe_{number}", (x, bias, node))
     gm.recompile()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llvq.errors import OutputError
 from llvq.quality import graph_table
+from llvq.quality.calls import median_by_moment
 from llvq.quality.charts import bars, curves
 from llvq.quality.comparison import Comparison, worst_first
 from llvq.quality.tables import RUN_NAMES, Table, all_tables, flat
@@ -97,6 +98,8 @@ def _curves(comparison: Comparison) -> Iterator[str]:
     runs = {RUN_NAMES[name]: errors for name, errors in video.runs.items()}
     latents = {name: [e.latents.sqnr_db for e in run] for name, run in runs.items()}
     yield f"<h2>SQNR of latents per chunk</h2>{curves(latents, unit='dB')}"
+    by_step = median_by_moment(comparison.ops, video.steps)
+    yield f"<h2>Median SQNR of outputs per chunk, BF16 inputs</h2>{curves(by_step, unit='dB')}"
     frames = {name: [e.frames for e in run if e.frames] for name, run in runs.items()}
     if any(frames.values()):
         psnr = {name: [found.psnr_db for found in run] for name, run in frames.items()}
@@ -120,8 +123,8 @@ def _health_curves(comparison: Comparison) -> Iterator[str]:
 
 
 def _layer_bars(comparison: Comparison) -> Iterator[str]:
-    ran = [error for error in worst_first(comparison.layers) if error.calls]
-    values = [(error.layer.name, error.output.sqnr_db) for error in ran]
+    ran = [error for error in worst_first(comparison.layers) if error.output.calls]
+    values = [(error.layer.name, error.output.total.sqnr_db) for error in ran]
     yield f"<h2>SQNR of outputs by layer, worst first</h2>{bars(values, unit='dB')}"
 
 

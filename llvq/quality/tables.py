@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from llvq.quality.calls import kinds_by_moment, median_by_moment
 from llvq.quality.comparison import Comparison, by_kind, summary, worst_first
 from llvq.quality.frames import FrameError
 from llvq.quality.health import Health
@@ -42,6 +43,8 @@ def all_tables(comparison: Comparison) -> list[Table]:
         _kv(comparison),
         _kinds(comparison),
         _worst(comparison),
+        _kinds_by_step(comparison),
+        _chunks_by_step(comparison),
         _chunks(comparison),
         _frames(comparison),
         _judged(comparison),
@@ -123,21 +126,49 @@ def _kv(comparison: Comparison) -> Table:
 def _kinds(comparison: Comparison) -> Table:
     rows = [
         (kind.name, str(kind.layers), *_cells(kind.weight), *_cells(kind.output))
-        for kind in by_kind(comparison.layers)
+        for kind in by_kind(comparison.ops)
     ]
     return Table(
         "Layers by kind", ("kind", "layers", *_error_columns()), rows,
-        "Weight against the checkpoint's; output on the same input, that of the BF16 run.",
+        "Weight against the checkpoint's; output on the same input, that of the BF16 run. Pages: "
+        "attention over packed keys and values.",
     )  # fmt: skip
 
 
 def _worst(comparison: Comparison) -> Table:
     rows = [
-        (error.layer.name, str(error.calls), *_cells(error.weight), *_cells(error.output))
+        (
+            error.layer.name,
+            str(error.output.calls),
+            *_cells(error.weight),
+            *_cells(error.output.total),
+        )
         for error in worst_first(comparison.layers)[:WORST]
     ]
     columns = ("layer", "calls", *_error_columns())
     return Table(f"The worst {len(rows)} of {len(comparison.layers)} layers", columns, rows)
+
+
+def _kinds_by_step(comparison: Comparison) -> Table:
+    found = kinds_by_moment(comparison.ops, comparison.video.steps)
+    moments = list(dict.fromkeys(name for sums in found.values() for name in sums))
+    rows = [
+        (kind, *(_cells(sums.get(name, NOTHING))[0] for name in moments))
+        for kind, sums in found.items()
+        if sums
+    ]
+    caption = "SQNR of outputs in dB, on the inputs of the BF16 run. Refresh: of the clean chunk."
+    return Table("Outputs by kind and step", ("kind", *moments), rows, caption)
+
+
+def _chunks_by_step(comparison: Comparison) -> Table:
+    found = median_by_moment(comparison.ops, comparison.video.steps)
+    lines = zip(*found.values(), strict=True)
+    rows = [
+        (str(index), *("-" if math.isnan(db) else decibel(db) for db in line))
+        for index, line in enumerate(lines)
+    ]
+    return Table("Outputs by chunk and step", ("chunk", *found), rows, "The median over all ops.")
 
 
 def _chunks(comparison: Comparison) -> Table:

@@ -22,7 +22,7 @@ def test_every_linear_of_every_block_is_there(found: Comparison) -> None:
     attention = [f"{a}_attn.{p}" for a in ("self", "cross") for p in "qkvo"]
     wanted = {f"dit.blocks.{i}.{n}" for i in (0, 1) for n in [*attention, "ffn.0", "ffn.2"]}
     assert {error.layer.name for error in found.layers} == wanted
-    assert all(error.calls for error in found.layers)
+    assert all(error.output.calls for error in found.layers)
 
 
 def test_parts_of_a_stack_are_its_rows(files: object, found: Comparison) -> None:
@@ -44,8 +44,8 @@ def test_parts_of_a_stack_are_its_rows(files: object, found: Comparison) -> None
 def test_errors_are_those_of_four_bits(found: Comparison) -> None:
     for error in found.layers:
         assert 15 < error.weight.sqnr_db < 30
-        assert 12 < error.output.sqnr_db < 30
-        assert error.output.sqnr_db < error.weight.sqnr_db + 3
+        assert 12 < error.output.total.sqnr_db < 30
+        assert error.output.total.sqnr_db < error.weight.sqnr_db + 3
 
 
 def test_a_probe_measures_the_linear_it_stands_behind() -> None:
@@ -56,14 +56,14 @@ def test_a_probe_measures_the_linear_it_stands_behind() -> None:
     tensors["t.global_scale"] = packed.global_scale.reshape(1)
     error = LayerError(QuantizedLayer("t", "t.weight", "t", 0, 0, 8), Energies())
     gm = _linear(weight, bias)
-    layers._add_to(gm, {"t.weight": error}, tensors, Activation("max"))
+    layers._add_to(gm, "denoise", {"t.weight": error}, tensors, Activation("max"))
     wanted = F.linear(x, weight, bias)
     for _ in range(2):
         assert torch.equal(gm(x), wanted)
-    assert error.calls == 2
+    assert error.output.calls == 2
     nearest = (nvfp4.dequantize(*nvfp4.quantize(t, block_rule="max"), t.dtype) for t in (x, weight))
     once = energies(wanted, F.linear(*nearest, bias))
-    assert error.output == once + once
+    assert error.output.stages == {"denoise": [once, once]}
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> GraphModule:

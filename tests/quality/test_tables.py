@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from llvq.quality.attention import AttentionError
+from llvq.quality.calls import CallErrors
 from llvq.quality.comparison import Comparison, Video
 from llvq.quality.frames import FrameError
 from llvq.quality.layers import LayerError, QuantizedLayer
-from llvq.quality.metrics import Energies
+from llvq.quality.metrics import NOTHING, Energies
 from llvq.quality.rollout import ChunkError
 from llvq.quality.sizes import PartBytes, Sizes
 from llvq.quality.structure import PassRow, Structure
@@ -35,7 +37,8 @@ def layer(block: int, name: str, weight: float, output: float | None) -> LayerEr
     stacked = QuantizedLayer(path, f"{path}.weight", path, 0, 0, 8)
     if output is None:
         return LayerError(stacked, at(weight))
-    return LayerError(stacked, at(weight), at(output), calls=6)
+    calls = [at(output)] * 2  # of two chunks, in one step each
+    return LayerError(stacked, at(weight), CallErrors({"denoise": calls, "refresh": calls}))
 
 
 LINEAR, FP4 = "aten.linear.default", "llvq.nvfp4_linear.default"
@@ -67,9 +70,11 @@ def comparison() -> Comparison:
         kv=(3200, 900),
     )
     seen = FrameError(41.5, 0.9876, vmaf=93.25)
-    video = Video(chunks(30, 20, frames=seen), chunks(30, 25), None, None, [], [])
+    video = Video(chunks(30, 20, frames=seen), chunks(30, 25), None, None, [], [], steps=1)
     layers = [layer(0, "q", 20, 15), layer(1, "q", 20, 12), layer(0, "k", 21, None)]
-    return Comparison({}, [], structure, sizes, layers, video)
+    history = CallErrors({"denoise": [NOTHING, at(18)], "refresh": [NOTHING, NOTHING]})
+    attention = [AttentionError("dit.blocks.0.self_attn", history)]
+    return Comparison({}, [], structure, sizes, layers, attention, video)
 
 
 def table(comparison: Comparison, title: str) -> Table:
@@ -78,7 +83,7 @@ def table(comparison: Comparison, title: str) -> Table:
 
 def test_every_table_is_rectangular_and_titled_once(comparison: Comparison) -> None:
     tables = all_tables(comparison)
-    assert len({t.title for t in tables}) == len(tables) == 11
+    assert len({t.title for t in tables}) == len(tables) == 13
     assert all(len(row) == len(t.columns) for t in tables for row in t.rows)
     assert all(isinstance(cell, str) for t in tables for row in t.rows for cell in row)
 
@@ -125,16 +130,23 @@ def test_bytes_of_parts_and_their_total(comparison: Comparison) -> None:
 
 def test_kinds_add_energies_up_and_the_worst_layer_is_first(comparison: Comparison) -> None:
     """Two layers of 15 and 12 dB and of one signal: the mean of their noises, in dB."""
-    q, k = table(comparison, "Layers by kind").rows
+    q, k, pages = table(comparison, "Layers by kind").rows
     mean = -10 * np.log10(np.mean(10 ** (-np.array([15.0, 12.0]) / 10)))
     noise = 10 ** (-mean / 10)
     assert q[:2] == ("q", "2") and q[2] == "20.00" and q[5] == f"{mean:.2f}"
     assert q[6:] == (f"{1 / np.sqrt(1 + noise):.5f}", f"{np.sqrt(noise):.4f}")
     assert k[5:] == ("-", "-", "-")  # it never ran
+    assert pages[:6] == ("self_attn, pages", "1", "-", "-", "-", "18.00")
     worst = table(comparison, "The worst 3 of 3 layers").rows
     assert [row[0].removeprefix("dit.blocks.") for row in worst] == ["1.q", "0.q", "0.k"]
     many = [layer(block, "q", 20, float(block)) for block in range(WORST + 5)]
     assert len(table(replace(comparison, layers=many), "The worst 10 of 15").rows) == WORST
+
+
+def test_steps_and_chunks_part_the_errors_of_outputs(comparison: Comparison) -> None:
+    found = table(comparison, "Outputs by chunk and step")
+    assert found.columns == ("chunk", "step 1", "refresh")
+    assert found.rows == [("0", "13.50", "13.50"), ("1", "15.00", "13.50")]
 
 
 def test_chunks_stand_beside_their_forced_twins(comparison: Comparison) -> None:
