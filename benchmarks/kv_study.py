@@ -15,7 +15,8 @@ Where prompts are captions of tiny-longlive, a detector looks for the objects th
 identity is the share of objects and frames that show one in its colour, shape and size. Rows that
 are calibrated need ModelOpt, and see other prompts and seeds than those that are judged.
 
-With `--jobs` seeds are shared out among processes, and processes among GPUs.
+With `--jobs` seeds are shared out among processes, and processes among GPUs. What was measured is
+kept until the tables are written: the same command goes on where it was interrupted.
 
 Writes NAME.txt and NAME.json.
 """
@@ -41,6 +42,7 @@ import torch
 
 import llvq
 from benchmarks.studies import KV, WEIGHTS
+from benchmarks.study_parts import Parts, fingerprint
 from benchmarks.study_rows import Row, as_json, joined, table
 from benchmarks.study_runs import Judge, Setting, Study, run_study, setting
 from examples.tiny_longlive.captions import caption, parse, sample_scene
@@ -49,7 +51,7 @@ from llvq.calibrate.modelopt_backend import modelopt_version
 from llvq.checkpoints.checkpoint import json_beside
 from llvq.checkpoints.model import open_model
 from llvq.checkpoints.random import tiny_config, write_random_checkpoint
-from llvq.errors import LlvqError, OutputError, SessionError, TargetError
+from llvq.errors import CheckpointError, LlvqError, OutputError, SessionError, TargetError
 from llvq.quality.rollout import DEFAULT_PROMPTS
 
 CALIBRATION_SEED, CALIBRATION_VIDEOS = 10_000, 8
@@ -97,11 +99,7 @@ def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, 
         "random_weights": random,
         "video": f"{height}x{width}, {options.chunks} chunks of {facts.frames_per_chunk} latent "
         f"frames, window of {facts.window_chunks}, {at.steps} steps, {options.seeds} seeds",
-        "versions": {
-            "llvq": llvq.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "device": device,
     }
 
@@ -149,30 +147,54 @@ def _positive(text: str) -> int:
 def main(given: Sequence[str] | None = None) -> int:
     options = arguments(given)
     study = WEIGHTS if options.weights else KV
+    name = options.name or ("weight_study" if options.weights else "kv_study")
     try:
-        head, rows = in_jobs(study, options)
+        check(study, options)
+        parts = Parts(options.out / f".{name}-{decided(study, options)}")
+        head, rows = in_jobs(study, options, parts)
     except LlvqError as error:
         print(error, file=sys.stderr)
         return 2
     text = as_text(head, rows, study)
     document = json.dumps({**head, "rows": as_json(rows, rows[0].nbytes)}, indent=1) + "\n"
-    name = options.name or ("weight_study" if options.weights else "kv_study")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.txt").write_text(text, encoding="utf-8")
     (options.out / f"{name}.json").write_text(document, encoding="utf-8")
+    parts.remove()
     print(text)
     return 0
 
 
-def in_jobs(study: Study, options: argparse.Namespace) -> tuple[dict[str, Any], list[Row]]:
+def decided(study: Study, options: argparse.Namespace) -> str:
+    """A name for all that decides the numbers of a video. Raises LlvqError."""
+    checkpoint = options.checkpoint or (TINY if TINY.is_dir() else None)
+    if checkpoint is not None and not checkpoint.exists():
+        raise CheckpointError(
+            "there is no such checkpoint", where=str(checkpoint), fix="name a file or a folder"
+        )
+    chosen = {name: getattr(options, name) for name in ("chunks", "steps", "device", "prompt")}
+    return fingerprint(checkpoint, {"study": study.title, **chosen, "versions": versions()})
+
+
+def versions() -> dict[str, str]:
+    return {
+        "llvq": llvq.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def in_jobs(
+    study: Study, options: argparse.Namespace, parts: Parts
+) -> tuple[dict[str, Any], list[Row]]:
     """Header and rows, by as many processes as are asked for. Raises LlvqError."""
-    check(study, options)
     jobs = min(options.jobs, options.seeds)
     if jobs == 1:
-        return studied(study, options, range(options.seeds), next(devices(options)))
+        return studied(study, options, parts, range(options.seeds), next(devices(options)))
     shares = [range(options.seeds)[job::jobs] for job in range(jobs)]
     with ProcessPoolExecutor(jobs, get_context("spawn"), _share_cores, (jobs,)) as pool:
-        made = [*pool.map(studied, repeat(study), repeat(options), shares, devices(options))]
+        same = repeat(study), repeat(options), repeat(parts)
+        made = [*pool.map(studied, *same, shares, devices(options))]
     return made[0][0], joined([rows for _, rows in made])
 
 
@@ -187,12 +209,12 @@ def devices(options: argparse.Namespace) -> Iterator[str]:
 
 
 def studied(
-    study: Study, options: argparse.Namespace, seeds: Collection[int], device: str
+    study: Study, options: argparse.Namespace, parts: Parts, seeds: Collection[int], device: str
 ) -> tuple[dict[str, Any], list[Row]]:
     """The study of some of the seeds. Raises LlvqError."""
     with tempfile.TemporaryDirectory() as scratch:
         at = opened(options, Path(scratch), seeds, device)
-        return header(at, study, options), run_study(study, at)
+        return header(at, study, options), run_study(study, at, parts)
 
 
 def check(study: Study, options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
+from benchmarks.study_parts import Part, Parts
 from benchmarks.study_rows import Row, Sample, measure, summarize
 from examples.tiny_longlive.identity import Identity
 from llvq.calibrate.facts_file import with_facts
@@ -45,6 +46,9 @@ class Variant:
     attention: bool = False
     other_seed: bool = False
     calibrate: str | None = None
+
+
+ITSELF = Variant("bf16", BF16)
 
 
 @dataclass(frozen=True)
@@ -128,52 +132,59 @@ def calibrated(at: Setting, variant: Variant, config: str) -> VideoModel:
     return with_facts(at.model, calibrate(at.model, variant.recipe, request, work).path)
 
 
-def videos(at: Setting, model: Executable, variant: Variant) -> Iterator[list[Chunk]]:
-    """The video of every seed, a dot for each chunk."""
-    for seed, script in at.scripts.items():
-        begun = seed + OTHER_SEED * variant.other_seed
-        take = Take(script, begun, at.steps, latents_only="decode" not in model.stages)
-        with sdpa_kernel(OTHER_ATTENTION) if variant.attention else nullcontext():
-            yield run(model, take, done=_dot)
-    print(f" {variant.name}", file=sys.stderr)
+def video(at: Setting, model: Executable, variant: Variant, seed: int) -> list[Chunk]:
+    """The video of a seed, a dot on the terminal for each chunk."""
+    begun = seed + OTHER_SEED * variant.other_seed
+    latents_only = "decode" not in model.stages
+    take = Take(at.scripts[seed], begun, at.steps, latents_only=latents_only)
+    with sdpa_kernel(OTHER_ATTENTION) if variant.attention else nullcontext():
+        return run(model, take, done=_dot)
 
 
 def _dot() -> None:
     print(".", end="", file=sys.stderr, flush=True)
 
 
-def run_study(study: Study, at: Setting) -> list[Row]:
-    """A row for each variant; the first is bf16 itself."""
-    original = Variant("bf16", BF16)
-    references = list(videos(at, at.plain, original))
-    rows = [_row(study, at, original, at.plain, references, references)]
-    for variant in study.variants:
-        model = build(at, variant)
-        rows.append(_row(study, at, variant, model, references, videos(at, model, variant)))
-    return rows
+def run_study(study: Study, at: Setting, parts: Parts) -> list[Row]:
+    """A row for each variant; the first is bf16 itself. What is in `parts` is not made again."""
+    references: dict[int, list[Chunk]] = {}
+    return [_row(study, at, variant, references, parts) for variant in (ITSELF, *study.variants)]
 
 
 def _row(
-    study: Study,
-    at: Setting,
-    variant: Variant,
-    model: Executable,
-    references: Iterable[list[Chunk]],
-    made: Iterable[list[Chunk]],
+    study: Study, at: Setting, variant: Variant, references: dict[int, list[Chunk]], parts: Parts
 ) -> Row:
-    samples = []
-    for seed, reference, found in zip(at.scripts, references, made, strict=True):
-        chunks = measure(reference, found, at.plain.device)
-        frames = [chunk.frames for chunk in found if chunk.frames is not None]
-        numbers = dict[str, float]()
-        if at.judge is not None and frames:
-            judged = at.judge(frames, at.prompts[seed], model.facts.fps)
-            chunks = [
-                {**chunk, "identity": math.nan if score is None else score}
-                for chunk, score in zip(chunks, judged.score, strict=True)
-            ]
-            slope = judged.drift["score"].per_minute
-            numbers["identity_drift"] = math.nan if slope is None else slope
-        numbers = summarize(chunks, study.first) | numbers
-        samples.append(Sample(seed, tuple(dict.fromkeys(at.prompts[seed])), chunks, numbers))
-    return Row(variant.name, study.nbytes(model), samples)
+    """`references`, the videos of bf16, are made when the first is needed."""
+    found = {seed: parts.read(variant.name, seed) for seed in at.scripts}
+    missing = [seed for seed, part in found.items() if part is None]
+    model = build(at, variant) if missing else at.plain
+    for seed in missing:
+        if seed not in references:
+            references[seed] = video(at, at.plain, ITSELF, seed)
+        same = variant is ITSELF
+        made = references[seed] if same else video(at, model, variant, seed)
+        part = Part(study.nbytes(model), _sample(study, at, seed, references[seed], made))
+        parts.write(variant.name, part)
+        found[seed] = part
+    print(f" {variant.name}" + ("" if missing else ": made before"), file=sys.stderr)
+    done = [part for part in found.values() if part is not None]
+    return Row(variant.name, done[0].nbytes, [part.sample for part in done])
+
+
+def _sample(
+    study: Study, at: Setting, seed: int, reference: list[Chunk], made: list[Chunk]
+) -> Sample:
+    """What is measured of a video, and what the judge says."""
+    chunks = measure(reference, made, at.plain.device)
+    frames = [chunk.frames for chunk in made if chunk.frames is not None]
+    numbers = dict[str, float]()
+    if at.judge is not None and frames:
+        judged = at.judge(frames, at.prompts[seed], at.plain.facts.fps)
+        chunks = [
+            {**chunk, "identity": math.nan if score is None else score}
+            for chunk, score in zip(chunks, judged.score, strict=True)
+        ]
+        slope = judged.drift["score"].per_minute
+        numbers["identity_drift"] = math.nan if slope is None else slope
+    numbers = summarize(chunks, study.first) | numbers
+    return Sample(seed, tuple(dict.fromkeys(at.prompts[seed])), chunks, numbers)

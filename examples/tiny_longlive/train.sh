@@ -19,9 +19,9 @@ shift 2
 run=build/tiny few=build/tiny-few
 gpus=$(python -c "import torch; print(torch.cuda.device_count())")
 # Of each GPU. With more than two, half of it: then there are more steps too, not only larger ones.
-crops=32 runs=16 openings=192 rolls=32
+crops=32 runs=16 openings=192 rolls=16
 if [ "$gpus" -gt 2 ]; then
-    crops=16 runs=8 openings=96 rolls=16
+    crops=16 runs=8 openings=96 rolls=8
 fi
 mkdir -p "$run" "$few" "$to"
 if compgen -G "$from/tiny.tar.*" > /dev/null; then
@@ -43,7 +43,7 @@ train() {
         ar-2) module train_ar "${forcing[@]}" --seconds 500 --part 2/2 ;;
         few)
             module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --graphs \
-                --clips $rolls --openings $openings --seconds 300
+                --clips $rolls --openings $((openings / 2)) --seconds 300
             ;;
         *)
             echo "no phase $1: vae, ar-1, ar-2 or few" >&2

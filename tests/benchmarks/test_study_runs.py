@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.studies import KV, READING, WEIGHTS, page_bytes
+from benchmarks.study_parts import Parts
 from benchmarks.study_rows import Row, over_seeds
 from benchmarks.study_runs import Setting, Study, Variant, calibrated, run_study, setting
 from examples.tiny_longlive.identity import Drift, Identity
@@ -54,8 +55,8 @@ def tiny(tiny_config: ModelConfig, make_weights: Weights) -> Setting:
 
 
 @pytest.fixture(scope="module")
-def kv(tiny: Setting) -> dict[str, Row]:
-    return {row.name: row for row in run_study(KV, tiny)}
+def kv(tiny: Setting, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    return {row.name: row for row in run_study(KV, tiny, Parts(tmp_path_factory.mktemp("kv")))}
 
 
 def sqnr(row: Row) -> float:
@@ -98,12 +99,28 @@ def test_seeds_are_other_videos(kv: dict[str, Row]) -> None:
     assert one.numbers != two.numbers
 
 
-def test_rules_of_weights_are_rows_too(tiny: Setting) -> None:
+def test_an_interrupted_study_goes_on(
+    tiny: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After one seed of one row: only the other is made."""
+    study, parts = replace(KV, variants=KV.variants[-1:]), Parts(tmp_path / "parts")
+    first = replace(tiny, scripts={SEEDS[0]: tiny.scripts[SEEDS[0]]})
+    run_study(study, first, parts)
+    capsys.readouterr()
+    found = run_study(study, tiny, parts)
+    dots = capsys.readouterr().err.count(".")
+    assert dots == 2 * CHUNKS  # a video of bf16 and one of the row
+    for same in (parts, Parts(tmp_path / "new")):
+        assert repr(run_study(study, tiny, same)) == repr(found), "also where a number is NaN"
+    assert capsys.readouterr().err.count("made before") == 2
+
+
+def test_rules_of_weights_are_rows_too(tiny: Setting, tmp_path: Path) -> None:
     rules = WEIGHTS.variants[len(READING) :]
     assert [variant.name for variant in rules] == [
         "max", "four_over_six", "mse_sweep", "four_over_six, awq_lite", "four_over_six, svdquant"
     ]  # fmt: skip
-    plain, found = run_study(replace(WEIGHTS, variants=rules[:1]), tiny)
+    plain, found = run_study(replace(WEIGHTS, variants=rules[:1]), tiny, Parts(tmp_path))
     assert found.nbytes < plain.nbytes
     assert all(math.isfinite(chunk["sqnr_db"]) for s in found.samples for chunk in s.chunks)
 
@@ -117,12 +134,12 @@ def share_of_bright(frames: Sequence[Tensor], prompts: Sequence[str], fps: float
 
 
 def test_frames_and_identity_are_judged_where_there_are_frames(
-    whole_config: ModelConfig, make_whole_weights: Weights
+    whole_config: ModelConfig, make_whole_weights: Weights, tmp_path: Path
 ) -> None:
     weights = make_whole_weights(whole_config)
     at = make_setting(whole_config, weights, judge=share_of_bright)
     study = Study("one row", (Variant("again", BF16),), first=0, nbytes=page_bytes)
-    plain, again = run_study(study, at)
+    plain, again = run_study(study, at, Parts(tmp_path))
     assert plain.samples[0].numbers == again.samples[0].numbers
     numbers = again.samples[0].numbers
     assert numbers["psnr_median"] == math.inf and numbers["ssim_last"] == pytest.approx(1)
