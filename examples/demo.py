@@ -37,7 +37,16 @@ def run(folder: Path) -> None:
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     for command in (
         ("quantize", "tiny-longlive", "-o", "model.nvfp4", "--force"),
-        ("compare", "tiny-longlive", "model.nvfp4", "--frames", *prompts, "-o", "report"),
+        (
+            "compare",
+            "tiny-longlive",
+            "model.nvfp4",
+            "--frames",
+            *prompts,
+            "-o",
+            "report",
+            "--force",
+        ),
         ("export", "model.nvfp4", "--target", "cpu", "-o", "model.llvq", "--force"),
         ("verify", "model.llvq"),
         ("run", "model.llvq", *prompts, "--seconds", "4", "-o", "video.mp4", "--force"),
