@@ -35,18 +35,10 @@ def run(folder: Path) -> None:
     print(f"tiny-longlive, 39 MB in bf16, is copied to {folder}/tiny-longlive", flush=True)
     shutil.copytree(MODEL, folder / "tiny-longlive", dirs_exist_ok=True)
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    report = ("-o", "report", "--force")
     for command in (
         ("quantize", "tiny-longlive", "-o", "model.nvfp4", "--force"),
-        (
-            "compare",
-            "tiny-longlive",
-            "model.nvfp4",
-            "--frames",
-            *prompts,
-            "-o",
-            "report",
-            "--force",
-        ),
+        ("compare", "tiny-longlive", "model.nvfp4", "--frames", *prompts, *report),
         ("export", "model.nvfp4", "--target", "cpu", "-o", "model.llvq", "--force"),
         ("verify", "model.llvq"),
         ("run", "model.llvq", *prompts, "--seconds", "4", "-o", "video.mp4", "--force"),
