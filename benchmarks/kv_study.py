@@ -47,16 +47,15 @@ from benchmarks.study_rows import Row, as_json, joined, table
 from benchmarks.study_runs import Judge, Setting, Study, run_study, setting
 from examples.tiny_longlive.captions import caption, parse, sample_scene
 from examples.tiny_longlive.identity import by_chunk
+from examples.tiny_longlive.model import TRAINED
 from llvq.calibrate.modelopt_backend import modelopt_version
 from llvq.checkpoints.checkpoint import json_beside
 from llvq.checkpoints.model import open_model
-from llvq.checkpoints.random import tiny_config, write_random_checkpoint
-from llvq.errors import CheckpointError, LlvqError, OutputError, SessionError, TargetError
+from llvq.errors import LlvqError, OutputError, SessionError, TargetError
 from llvq.quality.rollout import DEFAULT_PROMPTS
 
 CALIBRATION_SEED, CALIBRATION_VIDEOS = 10_000, 8
-ROOT = Path(__file__).parent.parent
-TINY, RESULTS = ROOT / "examples/tiny_longlive/weights", ROOT / "benchmarks/results"
+RESULTS = Path(__file__).parent / "results"
 
 
 def shots_of(options: argparse.Namespace, *, is_tiny: bool) -> dict[int, Sequence[str]]:
@@ -124,7 +123,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("checkpoint", type=Path, nargs="?", help="default: tiny-longlive, else random weights")
+    add("checkpoint", type=Path, nargs="?", default=TRAINED, help="default: tiny-longlive")
     add("--weights", action="store_true", help="study weight rules instead of page formats")
     add("--seeds", type=_positive, default=3, help="videos per variant (default 3)")
     add("--chunks", type=_positive, default=8, help="length of a video (default 8)")
@@ -167,13 +166,9 @@ def main(given: Sequence[str] | None = None) -> int:
 
 def decided(study: Study, options: argparse.Namespace) -> str:
     """A name for all that decides the numbers of a video. Raises LlvqError."""
-    checkpoint = options.checkpoint or (TINY if TINY.is_dir() else None)
-    if checkpoint is not None and not checkpoint.exists():
-        raise CheckpointError(
-            "there is no such checkpoint", where=str(checkpoint), fix="name a file or a folder"
-        )
+    bundle = open_model(options.checkpoint).bundle
     chosen = {name: getattr(options, name) for name in ("chunks", "steps", "device", "prompt")}
-    return fingerprint(checkpoint, {"study": study.title, **chosen, "versions": versions()})
+    return fingerprint(bundle, {"study": study.title, **chosen, "versions": versions()})
 
 
 def versions() -> dict[str, str]:
@@ -241,18 +236,11 @@ def check(study: Study, options: argparse.Namespace) -> None:
 def opened(
     options: argparse.Namespace, scratch: Path, seeds: Collection[int], device: str
 ) -> Setting:
-    """The checkpoint that was named, else tiny-longlive, else a random one in `scratch`.
-
-    Raises LlvqError.
-    """
-    path = options.checkpoint or TINY
-    if options.checkpoint is None and not TINY.is_dir():
-        path = write_random_checkpoint(scratch, tiny_config(), seed=0)
-    is_tiny = path.resolve() == TINY
-    shots = shots_of(options, is_tiny=is_tiny)
+    """The model that was named, and what is made of it. Raises LlvqError."""
+    shots = shots_of(options, is_tiny=options.checkpoint.resolve() == TRAINED)
     judge = judge_of(shots)
     return setting(
-        open_model(path),
+        open_model(options.checkpoint),
         {seed: shots[seed] for seed in seeds},
         chunks=options.chunks,
         device=device,

@@ -1,7 +1,7 @@
 """What a study has measured, on disk until its tables are: one that was interrupted goes on.
 
 A part is the video of one variant and seed. Parts lie in a folder of their own for everything that
-decides their numbers; of a checkpoint that is names, sizes and times of its files.
+decides their numbers; of a model that is names, sizes and times of its files.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.study_rows import Sample
+from llvq.checkpoints.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,11 @@ class Parts:
         return self.folder / f"{variant.replace(' ', '-').replace(',', '')}.{seed}.json"
 
 
-def fingerprint(checkpoint: Path | None, decides: Mapping[str, Any]) -> str:
-    """Of a file or folder, None being random weights, and of all else that decides the numbers."""
-    files = [] if checkpoint is None else sorted([checkpoint, *checkpoint.rglob("*")])
+def fingerprint(bundle: Bundle, decides: Mapping[str, Any]) -> str:
+    """Of the files of a model, and of all else that decides the numbers."""
+    parts = (bundle.dit, bundle.vae, bundle.text_encoder, bundle.tokenizer)
+    given = [part for part in parts if part is not None]
+    files = sorted({file for part in given for file in (part, *part.rglob("*"))})
     facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     text = json.dumps([facts, decides], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

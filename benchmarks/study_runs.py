@@ -161,9 +161,9 @@ def _row(
     for seed in missing:
         if seed not in references:
             references[seed] = video(at, at.plain, ITSELF, seed)
-        same = variant is ITSELF
-        made = references[seed] if same else video(at, model, variant, seed)
-        part = Part(study.nbytes(model), _sample(study, at, seed, references[seed], made))
+        reference = references[seed]
+        made = reference if variant is ITSELF else video(at, model, variant, seed)
+        part = Part(study.nbytes(model), _sample(study, at, seed, reference, made))
         parts.write(variant.name, part)
         found[seed] = part
     print(f" {variant.name}" + ("" if missing else ": made before"), file=sys.stderr)

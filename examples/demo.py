@@ -16,10 +16,10 @@ import sys
 import time
 from pathlib import Path
 
+from examples.tiny_longlive.model import TRAINED
 from examples.tiny_longlive.samples import ONE_SHOT
 
 ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "examples/tiny_longlive/weights"
 PROMPTS = (ONE_SHOT[3], ONE_SHOT[5])  # two shots, with a cut between them
 
 
@@ -33,7 +33,7 @@ def typed(module: str, *arguments: str, folder: Path) -> None:
 def run(folder: Path) -> None:
     """Every step, in `folder`."""
     print(f"tiny-longlive, 39 MB in bf16, is copied to {folder}/tiny-longlive", flush=True)
-    shutil.copytree(MODEL, folder / "tiny-longlive", dirs_exist_ok=True)
+    shutil.copytree(TRAINED, folder / "tiny-longlive", dirs_exist_ok=True)
     prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
     report = ("-o", "report", "--force")
     for command in (

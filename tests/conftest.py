@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -40,6 +41,14 @@ def one_thread() -> Iterator[None]:
 def one_seed() -> None:
     """What a test draws is its own, not what the tests before it have left."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell makes what it starts in the background ignore SIGINT, and its children with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class EagerRollout(calibrate.EagerRollout):

@@ -21,6 +21,7 @@ from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
 from llvq.models.vae import WanVae
 
+TRAINED = Path(__file__).parent / "weights"  # of the trained model
 VAE_FILE = "Wan2.2_VAE.safetensors"
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.safetensors"
 TOKENIZER_FILE = "tokenizer.json"

@@ -130,3 +130,8 @@ def decode_frames(vae: WanVae, latents: Tensor, wanted: Sequence[int]) -> Tensor
         frames += [pixels[:, :, f - start] for f in wanted if start <= f < start + pixels.shape[2]]
         start += pixels.shape[2]
     return torch.stack(frames, dim=1)
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Grey levels of pixels in [-1, 1]."""
+    return ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

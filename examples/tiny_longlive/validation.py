@@ -12,7 +12,7 @@ from examples.tiny_longlive.captions import caption
 from examples.tiny_longlive.flow import Denoiser, embed
 from examples.tiny_longlive.identity import Shot, identity
 from examples.tiny_longlive.latents import Samples
-from examples.tiny_longlive.rollout import decode_frames, generate
+from examples.tiny_longlive.rollout import decode_frames, generate, to_uint8
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
@@ -68,8 +68,8 @@ def judged(
     scenes = data.sample_scenes(videos, HELD_OUT_SEED)
     scripts = [[caption(scene)] for scene in scenes]
     latents = generate(config, dit, text, scripts, chunks, steps=steps, seed=2)
-    pixels = decode_frames(vae, latents, range(0, 4 * latents.shape[1] - 3, 4)).float()
-    frames = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(2, -1).cpu()
+    pixels = decode_frames(vae, latents, range(0, 4 * latents.shape[1] - 3, 4))
+    frames = to_uint8(pixels).movedim(2, -1).cpu()
     found = [identity(clip, [Shot(0, scene)], fps=data.FPS / 4)
              for clip, scene in zip(frames, scenes, strict=True)]  # fmt: skip
     objects = [thing for video in found for thing in video.objects]

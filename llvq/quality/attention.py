@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llvq.dialect import paged_attention
 from llvq.formats.kv import KV_FORMATS
+from llvq.graphs.write import module_path
 from llvq.matcher import arguments
 from llvq.quality.calls import CallErrors
 from llvq.quality.metrics import NOTHING, Energies, energies
@@ -78,7 +79,7 @@ def add_attention_probes(executable: Executable, pair: Pair) -> list[AttentionEr
         for number, node in enumerate(graph.find_nodes(op="call_function", target=PAGED)):
             given = arguments(node)
             layer = given["layer"]
-            error = errors.setdefault(layer, AttentionError(f"dit.blocks.{layer}.self_attn"))
+            error = errors.setdefault(layer, AttentionError(module_path(node)))
             probe = f"attention_probe_{number}"
             stage.graph.add_submodule(probe, AttentionProbe(error, name, kv_format))
             with graph.inserting_after(node):

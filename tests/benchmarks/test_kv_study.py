@@ -63,7 +63,6 @@ def test_what_cannot_be_run_is_refused_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(kv_study, "TINY", tmp_path / "none")
     assert main([*given, "--out", str(tmp_path / "out")]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.study_parts import Part, Parts, fingerprint
 from benchmarks.study_rows import Sample
+from llvq.checkpoints.bundle import Bundle
 
 CHUNKS = [{"sqnr_db": math.inf}, {"sqnr_db": 12.25}]
 
@@ -25,10 +26,13 @@ def test_a_part_comes_back_and_goes_with_the_others(tmp_path: Path) -> None:
 
 
 def test_other_weights_or_another_length_are_another_study(tmp_path: Path) -> None:
-    file = tmp_path / "model.pt"
+    file, vae = tmp_path / "model.pt", tmp_path / "vae.pt"
     file.write_bytes(b"weights")
-    first = fingerprint(tmp_path, {"chunks": 4})
-    assert first == fingerprint(tmp_path, {"chunks": 4}) != fingerprint(tmp_path, {"chunks": 5})
+    vae.write_bytes(b"more")
+    alone, both = Bundle(file, None, None, None), Bundle(file, vae, None, None)
+    folder = Bundle(tmp_path, None, None, None)
+    first = fingerprint(folder, {"chunks": 4})
+    assert first == fingerprint(folder, {"chunks": 4}) != fingerprint(folder, {"chunks": 5})
+    assert fingerprint(alone, {}) != fingerprint(both, {})
     os.utime(file, ns=(1, 1))
-    assert fingerprint(tmp_path, {"chunks": 4}) != first != fingerprint(None, {"chunks": 4})
-    assert fingerprint(file, {}) != fingerprint(None, {})
+    assert fingerprint(folder, {"chunks": 4}) != first

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,7 @@ def test_two_prompts_become_a_video(box: Typed, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model.mp4"]
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """A shell makes what it starts in the background ignore SIGINT, and its children with it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_no_half_file(box: Typed, tmp_path: Path) -> None:
     """But the trace that was asked for."""
     words = ("run", str(box.path), "--prompt", "a red kite", "--seconds", "600")

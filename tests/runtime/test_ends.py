@@ -127,15 +127,7 @@ def test_an_error_of_the_consumer(model: Executable, depth: int, error: BaseExce
     assert all_dead(held)
 
 
-@pytest.fixture
-def heard() -> Iterator[None]:
-    """Ctrl-C is heard also where a shell has started the tests in its background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("stage", ["denoise", "decode"])
 def test_ctrl_c_while_the_caller_waits(model: Executable, stage: str, depth: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from examples.tiny_longlive import data
 from examples.tiny_longlive.captions import Scene
+from examples.tiny_longlive.rollout import to_uint8
 
 BLUR, NOISE = 3.0, 8.0  # pixels, grey levels: standard deviations
 Draw = Callable[..., tuple[Tensor, Tensor]]
@@ -30,7 +31,7 @@ def draw_clip(scene: Scene, times: Sequence[float], *, bad: bool = False) -> tup
     """Frames [T, H, W, 3] uint8 of a scene, and how much of its objects is visible [T, K]."""
     pixels, visible = data.draw(data.batch([scene]), torch.tensor([times]))
     shown = degraded(pixels[0], seed=len(times)) if bad else pixels[0]
-    frames = ((shown.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    frames = to_uint8(shown)
     return frames.permute(0, 2, 3, 1).contiguous(), visible[0, :, : len(scene.things)]
 
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from examples.tiny_longlive import data
 from examples.tiny_longlive.captions import parse
 from examples.tiny_longlive.identity import Shot, identity
-from examples.tiny_longlive.model import read_denoiser, read_vae, tiny_longlive
-from examples.tiny_longlive.rollout import decode_frames, generate
+from examples.tiny_longlive.model import TRAINED, read_denoiser, read_vae, tiny_longlive
+from examples.tiny_longlive.rollout import decode_frames, generate, to_uint8
 from examples.tiny_longlive.samples import ONE_SHOT
 
-WEIGHTS = Path(__file__).parents[3] / "examples/tiny_longlive/weights"
 PROMPTS = (ONE_SHOT[0], ONE_SHOT[5])
 
 
 def test_all_three_parts_fit_in_40_megabytes() -> None:
-    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 40e6
+    assert sum(file.stat().st_size for file in TRAINED.iterdir()) <= 40e6
 
 
 @pytest.mark.parametrize("steps", [4, 2])
 def test_objects_are_there_in_their_colour_shape_and_place(steps: int) -> None:
     config = tiny_longlive()
-    dit, text = (model.float() for model in read_denoiser(WEIGHTS, config))
-    vae = read_vae(WEIGHTS, config).float()
+    dit, text = (model.float() for model in read_denoiser(TRAINED, config))
+    vae = read_vae(TRAINED, config).float()
     latents = generate(config, dit, text, [[p] for p in PROMPTS], 1, steps=steps, seed=0)
     pixels = decode_frames(vae, latents, range(0, 13, 6))
-    frames = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().movedim(2, -1)
+    frames = to_uint8(pixels).movedim(2, -1)
     for prompt, clip in zip(PROMPTS, frames, strict=True):
         found = identity(clip, [Shot(0, parse(prompt))], fps=data.FPS / 6)
         for thing in found.objects:
