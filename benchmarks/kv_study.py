@@ -194,7 +194,7 @@ def in_jobs(
 
 
 def _share_cores(jobs: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
 
 
 def devices(options: argparse.Namespace) -> Iterator[str]:

@@ -138,7 +138,7 @@ def video(at: Setting, model: Executable, variant: Variant, seed: int) -> list[C
     latents_only = "decode" not in model.stages
     take = Take(at.scripts[seed], begun, at.steps, latents_only=latents_only)
     with sdpa_kernel(OTHER_ATTENTION) if variant.attention else nullcontext():
-        return run(model, take, done=_dot)
+        return run(model, take, done=_dot, cuda_graphs=True)
 
 
 def _dot() -> None:

@@ -74,10 +74,12 @@ def make_script(
     return script
 
 
-def run(executable: Executable, take: Take, *, done: Callable[[], None]) -> list[Chunk]:
+def run(
+    executable: Executable, take: Take, *, done: Callable[[], None], cuda_graphs: bool = False
+) -> list[Chunk]:
     """All chunks, on the CPU; `done` is called after each.
 
-    Nothing is replayed on a GPU: a CUDA graph would leave out probes, and the latents of a teacher.
+    cuda_graphs is for graphs without probes and without a teacher: a replay would leave them out.
     """
     session = Session(
         executable,
@@ -86,7 +88,7 @@ def run(executable: Executable, take: Take, *, done: Callable[[], None]) -> list
         steps=take.steps,
         latents_only=take.latents_only,
         decode_depth=0,
-        cuda_graphs=False,
+        cuda_graphs=cuda_graphs,
     )
     chunks = []
     for chunk in session:
