@@ -29,7 +29,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, repeat
@@ -43,8 +42,8 @@ import torch
 import llvq
 from benchmarks.studies import KV, WEIGHTS
 from benchmarks.study_parts import Parts, fingerprint
-from benchmarks.study_rows import Row, as_json, joined, table
-from benchmarks.study_runs import Judge, Setting, Study, run_study, setting
+from benchmarks.study_rows import CLOSE, Row, as_json, joined, table
+from benchmarks.study_runs import Judge, Setting, Study, calibrated, run_study, setting
 from examples.tiny_longlive.captions import caption, parse, sample_scene
 from examples.tiny_longlive.identity import by_chunk
 from examples.tiny_longlive.model import TRAINED
@@ -55,6 +54,7 @@ from llvq.errors import LlvqError, OutputError, SessionError, TargetError
 from llvq.quality.rollout import DEFAULT_PROMPTS
 
 CALIBRATION_SEED, CALIBRATION_VIDEOS = 10_000, 8
+CALIBRATION_PROMPTS = "prompts.txt"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -78,12 +78,11 @@ def judge_of(shots: Mapping[int, Sequence[str]]) -> Judge | None:
     return by_chunk
 
 
-def calibration_file(scratch: Path) -> Path:
+def write_calibration_prompts(folder: Path) -> None:
     """Captions, one per line, of scenes that no seed of a study has."""
     scenes = [sample_scene(Random(CALIBRATION_SEED + index)) for index in range(CALIBRATION_VIDEOS)]
-    path = scratch / "prompts.txt"
-    path.write_text("\n".join(map(caption, scenes)), encoding="utf-8")
-    return path
+    text = "\n".join(map(caption, scenes))
+    (folder / CALIBRATION_PROMPTS).write_text(text, encoding="utf-8")
 
 
 def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, Any]:
@@ -107,14 +106,15 @@ def as_text(head: Mapping[str, Any], rows: Sequence[Row], study: Study) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in head["versions"].items())
     random = "The weights are random: no number here says how a trained model fares.\n"
     told = "identity" in rows[0].samples[0].numbers
-    identity = " Identity: what share of objects hold; its drift." if told else ""
-    judged = "Chunk 0 has no history and is left out." if study.first else ""
+    identity = "Identity: what share of objects hold; its drift.\n" if told else ""
+    judged = " Chunk 0 has no history and is left out." if study.first else ""
     return (
         f"$ {head['command']}\n{head['device']}; {versions}\n\n{study.title}\n{head['video']}\n"
         + (random if head["random_weights"] else "")
-        + f"Against bf16 of the same noise and prompts, free-running. {judged}\n"
+        + f"Against bf16 of the same noise and prompts, free-running.{judged}\n"
         "Mean over seeds and sample standard deviation; worst, median and last are of the chunks\n"
-        f"of a video, drift is the slope of SQNR.{identity}\n\n{table(rows, rows[0].nbytes)}\n"
+        f"of a video, as is how many come before one below {CLOSE:g} dB; drift is SQNR's slope.\n"
+        f"{identity}\n{table(rows, rows[0].nbytes)}\n"
     )
 
 
@@ -183,6 +183,7 @@ def in_jobs(
     study: Study, options: argparse.Namespace, parts: Parts
 ) -> tuple[dict[str, Any], list[Row]]:
     """Header and rows, by as many processes as are asked for. Raises LlvqError."""
+    calibrate_once(study, options, parts.folder)
     jobs = min(options.jobs, options.seeds)
     if jobs == 1:
         return studied(study, options, parts, range(options.seeds), next(devices(options)))
@@ -191,6 +192,18 @@ def in_jobs(
         same = repeat(study), repeat(options), repeat(parts)
         made = [*pool.map(studied, *same, shares, devices(options))]
     return made[0][0], joined([rows for _, rows in made])
+
+
+def calibrate_once(study: Study, options: argparse.Namespace, folder: Path) -> None:
+    """What rows need of ModelOpt, in `folder`, where all processes find it. Raises LlvqError."""
+    variants = [variant for variant in study.variants if variant.calibrate]
+    if variants:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_calibration_prompts(folder)
+        at = opened(options, folder, (), next(devices(options)))
+        for variant in variants:
+            calibrated(at, variant)
+            print(f" calibrated {variant.name}", file=sys.stderr)
 
 
 def _share_cores(jobs: int) -> None:
@@ -207,9 +220,8 @@ def studied(
     study: Study, options: argparse.Namespace, parts: Parts, seeds: Collection[int], device: str
 ) -> tuple[dict[str, Any], list[Row]]:
     """The study of some of the seeds. Raises LlvqError."""
-    with tempfile.TemporaryDirectory() as scratch:
-        at = opened(options, Path(scratch), seeds, device)
-        return header(at, study, options), run_study(study, at, parts)
+    at = opened(options, parts.folder, seeds, device)
+    return header(at, study, options), run_study(study, at, parts)
 
 
 def check(study: Study, options: argparse.Namespace) -> None:
@@ -234,9 +246,10 @@ def check(study: Study, options: argparse.Namespace) -> None:
 
 
 def opened(
-    options: argparse.Namespace, scratch: Path, seeds: Collection[int], device: str
+    options: argparse.Namespace, folder: Path, seeds: Collection[int], device: str
 ) -> Setting:
-    """The model that was named, and what is made of it. Raises LlvqError."""
+    """The model that was named, and what is made of it. `folder` is for calibrations. Raises
+    LlvqError."""
     shots = shots_of(options, is_tiny=options.checkpoint.resolve() == TRAINED)
     judge = judge_of(shots)
     return setting(
@@ -246,8 +259,8 @@ def opened(
         device=device,
         steps=options.steps,
         judge=judge,
-        scratch=scratch,
-        calibration_prompts=calibration_file(scratch) if judge else None,
+        calibrations=folder,
+        calibration_prompts=folder / CALIBRATION_PROMPTS if judge else None,
     )
 
 

@@ -23,6 +23,7 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
     "sqnr_worst": ("SQNR worst dB", 2),
     "sqnr_median": ("median dB", 2),
     "sqnr_last": ("last dB", 2),
+    "close": ("chunks until <10", 1),
     "drift": ("drift dB/chunk", 3),
     "psnr_median": ("PSNR median dB", 2),
     "psnr_last": ("last dB", 2),
@@ -31,6 +32,7 @@ COLUMNS: Mapping[str, tuple[str, int]] = {
     "identity": ("identity", 3),
     "identity_drift": ("drift /min", 3),
 }
+CLOSE = 10.0  # dB: below it a video has gone its own way
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def _on(chunks: Sequence[Chunk], device: torch.device) -> list[Chunk]:
 
 
 def summarize(chunks: Sequence[Mapping[str, float]], first: int) -> dict[str, float]:
-    """The numbers of a video, over its chunks from `first` on. Drift is the slope of the SQNR.
+    """The numbers of a video, over its chunks from `first` on. Drift is the slope of the SQNR;
+    `close` counts the chunks before one is below CLOSE, all of them if none is.
 
     The identity of a chunk is NaN where no frame can tell.
     """
@@ -92,6 +95,7 @@ def summarize(chunks: Sequence[Mapping[str, float]], first: int) -> dict[str, fl
         "sqnr_worst": min(sqnr),
         "sqnr_median": median(sqnr),
         "sqnr_last": sqnr[-1],
+        "close": float(_leading(sqnr, CLOSE)),
         "drift": slope(sqnr),
     }
     for name in ("psnr", "ssim"):
@@ -103,6 +107,11 @@ def summarize(chunks: Sequence[Mapping[str, float]], first: int) -> dict[str, fl
         told = [chunk["identity"] for chunk in judged if not math.isnan(chunk["identity"])]
         numbers["identity"] = mean(told) if told else math.nan
     return numbers
+
+
+def _leading(sqnr: Sequence[float], least: float) -> int:
+    """How many come before the first that is smaller."""
+    return next((i for i, value in enumerate(sqnr) if value < least), len(sqnr))
 
 
 def over_seeds(row: Row, column: str) -> tuple[float, float]:
@@ -141,7 +150,8 @@ def _cell(middle: float, spread: float, digits: int) -> str:
 
 
 def as_json(rows: Sequence[Row], plain_bytes: int) -> list[dict[str, Any]]:
-    """The same with every chunk. JSON has no infinity: what is not finite is its name."""
+    """The same with every chunk, numbers to six digits. JSON has no infinity: what is not finite is
+    its name."""
     return [
         {
             "variant": row.name,
@@ -169,4 +179,4 @@ def _named(middle: float, spread: float) -> dict[str, float | str]:
 
 
 def _plain(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+    return float(f"{value:.6g}") if math.isfinite(value) else str(value)

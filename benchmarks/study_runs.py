@@ -65,8 +65,8 @@ class Study:
 class Setting:
     """What all variants share. `scripts` and `prompts` are by seed, an entry for each chunk.
 
-    `judge` is None where prompts do not say what to look for. Calibrations are made in `scratch`,
-    on the videos of `calibration_prompts`, a file, or of the prompts of llvq.
+    `judge` is None where prompts do not say what to look for. `calibrations` is a folder of what
+    ModelOpt found, on videos of `calibration_prompts`, a file, or of the prompts of llvq.
     """
 
     model: VideoModel
@@ -75,7 +75,7 @@ class Setting:
     prompts: Mapping[int, list[str]]
     steps: int
     judge: Judge | None
-    scratch: Path
+    calibrations: Path
     calibration_prompts: Path | None = None
 
 
@@ -87,7 +87,7 @@ def setting(
     device: str,
     steps: int | None,
     judge: Judge | None,
-    scratch: Path,
+    calibrations: Path,
     calibration_prompts: Path | None = None,
 ) -> Setting:
     """Compile the bf16 model and encode the prompts. Raises LlvqError."""
@@ -103,7 +103,7 @@ def setting(
     scripts = {s: make_script(plain, tokenizer, given, chunks) for s, given in shots.items()}
     prompts = {s: [cue.prompt for cue in cues(given, chunks, "")] for s, given in shots.items()}
     steps = steps or plain.facts.steps
-    return Setting(model, plain, scripts, prompts, steps, judge, scratch, calibration_prompts)
+    return Setting(model, plain, scripts, prompts, steps, judge, calibrations, calibration_prompts)
 
 
 def build(at: Setting, variant: Variant) -> Executable:
@@ -111,7 +111,7 @@ def build(at: Setting, variant: Variant) -> Executable:
     plain = at.plain
     if variant.recipe is BF16:
         return plain
-    model = at.model if variant.calibrate is None else calibrated(at, variant, variant.calibrate)
+    model = calibrated(at, variant) if variant.calibrate else at.model
     denoiser = replace(model.config, vae=None, text=None)
     compiled = compile_model(denoiser, variant.recipe, calibration=model.calibration)
     made = instantiate(compiled, model.source, str(plain.device))
@@ -119,17 +119,19 @@ def build(at: Setting, variant: Variant) -> Executable:
     return replace(plain, stages={**plain.stages, **made.stages}, facts=facts)
 
 
-def calibrated(at: Setting, variant: Variant, config: str) -> VideoModel:
-    """The model with what ModelOpt finds for a row. Raises LlvqError."""
+def calibrated(at: Setting, variant: Variant) -> VideoModel:
+    """The model with what ModelOpt finds for a row, once. Raises LlvqError."""
+    assert variant.calibrate is not None
     request = Request(
-        config,
+        variant.calibrate,
         prompts=at.calibration_prompts,
         chunks=CALIBRATION_CHUNKS,
         seed=2 * OTHER_SEED,
         device=at.plain.device.type,
     )
-    work = at.scratch / config.replace(":", "-")
-    return with_facts(at.model, calibrate(at.model, variant.recipe, request, work).path)
+    work = at.calibrations / variant.calibrate.replace(":", "-")
+    made = calibrate(at.model, variant.recipe, request, work, progress=_dot_of_calibration)
+    return with_facts(at.model, made.path)
 
 
 def video(at: Setting, model: Executable, variant: Variant, seed: int) -> list[Chunk]:
@@ -139,6 +141,10 @@ def video(at: Setting, model: Executable, variant: Variant, seed: int) -> list[C
     take = Take(at.scripts[seed], begun, at.steps, latents_only=latents_only)
     with sdpa_kernel(OTHER_ATTENTION) if variant.attention else nullcontext():
         return run(model, take, done=_dot, cuda_graphs=True)
+
+
+def _dot_of_calibration(what: str, done: int, total: int) -> None:
+    _dot()
 
 
 def _dot() -> None:

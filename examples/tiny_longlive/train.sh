@@ -55,8 +55,8 @@ train() {
 
 look() {
     case $1 in
-        ar-*) module samples --out "$run" --name "$1" --steps 4 24 ;;
-        few) module samples --out "$few" --name few --steps 4 2 ;;
+        ar-*) module samples --out "$run" --name "$1" --steps 4 24 && module kinds --out "$run" ;;
+        few) module samples --out "$few" --name few --steps 4 2 && module kinds --out "$few" ;;
     esac
 }
 

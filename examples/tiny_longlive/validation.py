@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from examples.tiny_longlive import data
-from examples.tiny_longlive.captions import caption
+from examples.tiny_longlive.captions import Scene, caption
 from examples.tiny_longlive.flow import Denoiser, embed
-from examples.tiny_longlive.identity import Shot, identity
+from examples.tiny_longlive.identity import Identity, Shot, identity
 from examples.tiny_longlive.latents import Samples
 from examples.tiny_longlive.rollout import decode_frames, generate, to_uint8
 from llvq.models.config import ModelConfig
@@ -66,22 +66,41 @@ def judged(
     left open by a prompt), over those that are there.
     """
     scenes = data.sample_scenes(videos, HELD_OUT_SEED)
-    scripts = [[caption(scene)] for scene in scenes]
-    latents = generate(config, dit, text, scripts, chunks, steps=steps, seed=2)
-    pixels = decode_frames(vae, latents, range(0, 4 * latents.shape[1] - 3, 4))
-    frames = to_uint8(pixels).movedim(2, -1).cpu()
-    found = [identity(clip, [Shot(0, scene)], fps=data.FPS / 4)
-             for clip, scene in zip(frames, scenes, strict=True)]  # fmt: skip
+    found = watched(config, dit, text, vae, scenes, steps=steps, chunks=chunks, seed=2)
     objects = [thing for video in found for thing in video.objects]
     known = {
         "holds": [value for thing in objects for value in thing.holds],
         "present": [value for thing in objects for value in thing.present],
         "start_px": [thing.start_error for thing in objects],
     }
-    return {name: round(_mean(values), 3) for name, values in known.items()}
+    return {name: round(mean_of(values), 3) for name, values in known.items()}
 
 
-def _mean(values: Sequence[float | None]) -> float:
+@torch.no_grad()
+def watched(
+    config: ModelConfig,
+    dit: CausalWanDit,
+    text: TextEncoder,
+    vae: WanVae,
+    scenes: Sequence[Scene],
+    *,
+    steps: int,
+    chunks: int,
+    seed: int,
+) -> list[Identity]:
+    """What the detector finds in a video of each scene, every fourth frame."""
+    scripts = [[caption(scene)] for scene in scenes]
+    latents = generate(config, dit, text, scripts, chunks, steps=steps, seed=seed)
+    pixels = decode_frames(vae, latents, range(0, 4 * latents.shape[1] - 3, 4))
+    frames = to_uint8(pixels).movedim(2, -1).cpu()
+    return [
+        identity(clip, [Shot(0, scene)], fps=data.FPS / 4)
+        for clip, scene in zip(frames, scenes, strict=True)
+    ]
+
+
+def mean_of(values: Iterable[float | None]) -> float:
+    """Of those that are known."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) / len(numbers) if numbers else float("nan")
 

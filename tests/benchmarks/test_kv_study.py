@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kv_study
-from benchmarks.kv_study import KV, arguments, calibration_file, judge_of, main, shots_of
+from benchmarks.kv_study import (
+    CALIBRATION_PROMPTS,
+    KV,
+    arguments,
+    judge_of,
+    main,
+    shots_of,
+    write_calibration_prompts,
+)
 from examples.tiny_longlive.captions import parse
 from examples.tiny_longlive.identity import by_chunk
 from llvq.calibrate import modelopt_backend
@@ -91,7 +99,8 @@ def test_identity_is_judged_where_every_prompt_is_a_caption(tmp_path: Path) -> N
     captions = shots_of(arguments(["--seeds", "2"]), is_tiny=True)
     assert judge_of(captions) is by_chunk
     assert judge_of({**captions, 7: ("a red kite",)}) is None
-    held_out = calibration_file(tmp_path).read_text().splitlines()
+    write_calibration_prompts(tmp_path)
+    held_out = (tmp_path / CALIBRATION_PROMPTS).read_text().splitlines()
     assert len(set(held_out)) == 8
     for text in held_out:
         parse(text)

@@ -39,6 +39,7 @@ def row(name: str, *values: float) -> Row:
 def test_a_video_is_judged_from_its_first_history_on() -> None:
     assert summarize(CHUNKS, 1) == {
         "sqnr_worst": 20.0, "sqnr_median": 22.0, "sqnr_last": 22.0, "drift": -4.0,
+        "close": 3.0,
         "psnr_median": 35.0, "psnr_last": 33.0, "ssim_median": 0.8, "ssim_last": 0.6,
         "identity": 0.5,
     }  # fmt: skip
@@ -53,7 +54,14 @@ def test_chunks_that_cannot_tell_are_left_out_of_identity() -> None:
 
 def test_latents_alone_give_no_numbers_of_frames() -> None:
     latents = [{"sqnr_db": chunk["sqnr_db"]} for chunk in CHUNKS]
-    assert set(summarize(latents, 1)) == {"sqnr_worst", "sqnr_median", "sqnr_last", "drift"}
+    assert set(summarize(latents, 1)) == {
+        "sqnr_worst", "sqnr_median", "sqnr_last", "close", "drift"
+    }  # fmt: skip
+
+
+def test_a_video_is_close_until_it_is_not() -> None:
+    far = [{"sqnr_db": value} for value in (math.inf, 30.0, 9.9, 30.0)]
+    assert [summarize(far, first)["close"] for first in (0, 1, 2, 3)] == [2, 1, 0, 1]
 
 
 def test_the_spread_is_that_of_a_sample() -> None:

@@ -43,7 +43,7 @@ def make_setting(config: ModelConfig, weights: DictSource, **options: Any) -> Se
     scripts = {seed: [Prompt(embeds)] * CHUNKS for seed in SEEDS}
     prompts = {seed: [f"prompt {seed}"] * CHUNKS for seed in SEEDS}
     return Setting(
-        model, plain, scripts, prompts, 1, **{"judge": None, "scratch": Path(), **options}
+        model, plain, scripts, prompts, 1, **{"judge": None, "calibrations": Path(), **options}
     )
 
 
@@ -147,7 +147,9 @@ def test_frames_and_identity_are_judged_where_there_are_frames(
     assert math.isnan(again.samples[0].chunks[0]["identity"])
 
 
-def test_a_calibrated_row_brings_facts_of_other_videos(tiny: Setting, tmp_path: Path) -> None:
+def test_a_calibrated_row_brings_facts_of_other_videos(
+    tiny: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A checkpoint on disk with its text encoder; ModelOpt sees prompts of its own."""
     config = tiny_config()
     dit = replace(config.dit, dim=64, ffn_dim=64, num_heads=1, num_layers=1, text_len=16)
@@ -158,15 +160,18 @@ def test_a_calibrated_row_brings_facts_of_other_videos(tiny: Setting, tmp_path: 
     model = open_model(write_random_checkpoint(tmp_path, config, seed=0))
     at = Setting(model, tiny.plain, {}, {}, 1, None, tmp_path, prompts)
     (smoothed,) = (v for v in WEIGHTS.variants if v.calibrate == "modelopt:awq_lite")
-    facts = calibrated(at, smoothed, "modelopt:awq_lite").calibration
+    facts = calibrated(at, smoothed).calibration
     made = read_header(tmp_path / "modelopt-awq_lite" / "calibration.safetensors")
     assert (made["videos"], made["chunks"], made["config"]["name"]) == (1, 4, "awq_lite")
     assert facts and all(layer.pre_quant_scale for layer in facts.values())
+    assert capsys.readouterr().err.count("."), "it is long work"
+    assert calibrated(at, smoothed).calibration == facts
+    assert not capsys.readouterr().err, "made once"
 
 
 def test_prompts_need_an_encoder(tiny: Setting) -> None:
     with pytest.raises(SessionError, match="no text encoder"):
         setting(
             tiny.model, {0: ("a",)}, chunks=2, device="cpu", steps=None, judge=None,
-            scratch=Path(),
+            calibrations=Path(),
         )  # fmt: skip

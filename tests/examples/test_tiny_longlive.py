@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 
 from examples.tiny_longlive import captions, data
 from examples.tiny_longlive.flow import Denoiser, Places, flow_loss
-from examples.tiny_longlive.latents import Samples, prompts_of, stretches_of
+from examples.tiny_longlive.latents import Samples, prompts_of, stretches_of, training_scene
 from examples.tiny_longlive.layouts import Layout, layout, position_tensor
 from examples.tiny_longlive.model import (
     new_dit,
@@ -64,6 +65,14 @@ def test_a_caption_says_everything_that_it_is_about() -> None:
         read = captions.parse(captions.CUT + text)
         silent = tuple(replace(t, jitter=(0.0, 0.0), pace=1.0) for t in scene.things)
         assert read == replace(scene, things=silent)
+
+
+def test_half_of_the_scenes_of_training_have_an_object_that_tumbles() -> None:
+    random = Random(0)
+    scenes = [training_scene(random) for _ in range(400)]
+    share = sum(any(t.move == "tumbles" for t in scene.things) for scene in scenes) / len(scenes)
+    assert 0.4 < share < 0.6
+    assert {t.move for scene in scenes for t in scene.things} == set(captions.MOVES)
 
 
 def test_a_sentence_outside_the_grammar_is_refused() -> None:

@@ -73,18 +73,19 @@ def test_a_call_hands_on_what_the_next_one_needs(machine: Path) -> None:
     lines = (machine / "b/log.txt").read_text().splitlines()
     assert "train_ar --out build/tiny --gpus 2 --graphs" in lines[0]
     assert "samples --out build/tiny --name ar-1" in lines[1]
+    assert "kinds --out build/tiny" in lines[2]
 
 
 def test_phases_of_one_call_follow_each_other(machine: Path) -> None:
     vae = machine / "vae"
     vae.mkdir()
     (vae / "Wan2.2_VAE.safetensors").write_bytes(b"trained")
-    done = run(machine, "vae", "all", "ar-1", "ar-2", "few")
+    done = run(machine, "vae", "all", "ar-1", "ar-2", "ar-3", "few")
     assert done.returncode == 0, done.stderr
     assert "tiny/Wan2.2_VAE.safetensors" in packed(machine / "all", "tiny")
     assert packed(machine / "all", "tiny-few")
     modules = [word for word in (machine / "all/log.txt").read_text().split() if "train_" in word]
-    assert [word.rpartition("train_")[2] for word in modules] == ["ar", "ar", "few_steps"]
+    assert [word.rpartition("train_")[2] for word in modules] == ["ar", "ar", "ar", "few_steps"]
 
 
 def test_a_phase_that_fails_ends_the_call_and_leaves_what_there_is(machine: Path) -> None:
