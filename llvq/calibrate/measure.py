@@ -41,13 +41,12 @@ def measure(
     dit, config = load(model, videos.device), videos.sized(model)
     packed = quantized(dit, layers, recipe.linear)
     scores, energy, shots = Counter[str](), 0.0, videos.of(embeds)
-    for index, video in enumerate(shots):
+    chunks = _Chunks(tell, len(shots) * videos.chunks)
+    for video in shots:
         rollout = SensitiveRollout(dit, config.stream, packed, seed=video.seed)
-        tell("sensitivity", index, len(shots))
-        play(rollout, config, video, done=_ignore)
+        play(rollout, config, video, done=chunks)
         scores.update(rollout.scores)
         energy += rollout.energy
-    tell("sensitivity", len(shots), len(shots))
     elements = {name: dit.get_parameter(f"{name}.weight").numel() for name in layers}
     return Sensitivities(dict(scores), elements, energy)
 
@@ -69,5 +68,13 @@ def within_budget(
     return with_budget(recipe, spending, prefix=PART), spending
 
 
-def _ignore() -> None:
-    """Chunks of a video are not counted here."""
+class _Chunks:
+    """Counts chunks of all videos, and shows them."""
+
+    def __init__(self, tell: Progress, total: int) -> None:
+        self.tell, self.done, self.total = tell, 0, total
+        tell("sensitivity, chunks", 0, total)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.tell("sensitivity, chunks", self.done, self.total)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from rich.table import Table
 
 # Beside a pipe there is no terminal to ask for its width, and a table must not lose columns.
 PIPE_WIDTH = 140
+LINES_APART = 10.0
 
 
 def stdout() -> Console:
@@ -82,7 +84,13 @@ def chunk_progress() -> Progress:
 
 @contextmanager
 def task_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for each thing that is being done: (what, how much is done, how much)."""
+    """A bar on stderr for each thing that is being done: (what, how much is done, how much).
+
+    In a log, which has no place for bars, a line now and then.
+    """
+    if not stderr().is_terminal:
+        yield _Lines()
+        return
     with Progress(console=stderr(), transient=True) as bars:
         yield partial(_tell, bars, {})
 
@@ -91,3 +99,15 @@ def _tell(bars: Progress, tasks: dict[str, Any], what: str, done: int, total: in
     if what not in tasks:
         tasks[what] = bars.add_task(what, total=total)
     bars.update(tasks[what], completed=done)
+
+
+class _Lines:
+    """Says where things are once LINES_APART seconds have passed since it did."""
+
+    def __init__(self) -> None:
+        self.said = monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if monotonic() - self.said >= LINES_APART:
+            self.said = monotonic()
+            note(f"{what}  {done} of {total}")

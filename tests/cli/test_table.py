@@ -44,4 +44,16 @@ def test_bars_are_made_when_their_work_begins(capsys: pytest.CaptureFixture[str]
         tell("one", 0, 2)
         tell("one", 2, 2)
         tell("two", 1, 1)
-    assert capsys.readouterr().out == ""
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == "", "what is soon done leaves no lines in a log"
+
+
+def test_a_log_has_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter((0.0, 9.0, 12.0, 12.0, 13.0, 30.0, 30.0))
+    monkeypatch.setattr("llvq.cli.table.monotonic", lambda: next(seconds))
+    with task_bars() as tell:
+        for done in range(1, 5):
+            tell("videos", done, 4)
+    assert capsys.readouterr().err.splitlines() == ["videos  2 of 4", "videos  4 of 4"]
