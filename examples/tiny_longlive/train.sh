@@ -3,7 +3,7 @@
 #
 #     bash examples/tiny_longlive/train.sh FROM TO PHASE...
 #
-# PHASE: vae, ar-1, ar-2, ar-3, few, in this order, all at once or a few in every call;
+# PHASE: vae, ar-1, ar-2 (once or more), few, in this order, all at once or a few in every call;
 # docs/tiny-longlive.md says what to look at after each.
 # FROM: the folder that the call before left, or one with the weights to go on from; nothing for vae.
 # TO: a folder for what this call leaves, brought up to date every minute, so that little is lost if
@@ -41,13 +41,12 @@ train() {
         vae) module train_vae --out "$run" --gpus "$gpus" --seconds 400 --batch $crops ;;
         ar-1) module train_ar "${forcing[@]}" --seconds 330 --part 1/2 ;;
         ar-2) module train_ar "${forcing[@]}" --seconds 500 --part 2/2 ;;
-        ar-3) module train_ar "${forcing[@]}" --seconds 300 --part 3/3 ;;
         few)
             module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --graphs \
                 --clips $rolls --openings $((openings / 2)) --seconds 450
             ;;
         *)
-            echo "no phase $1: vae, ar-1, ar-2, ar-3 or few" >&2
+            echo "no phase $1: vae, ar-1, ar-2 or few" >&2
             return 2
             ;;
     esac
