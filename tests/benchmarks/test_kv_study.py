@@ -10,17 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kv_study
-from benchmarks.kv_study import (
-    CALIBRATION_PROMPTS,
-    KV,
-    arguments,
-    judge_of,
-    main,
-    shots_of,
-    write_calibration_prompts,
-)
-from examples.tiny_longlive.captions import parse
-from examples.tiny_longlive.identity import by_chunk
+from benchmarks.kv_study import KV, main
 from llvq.calibrate import modelopt_backend
 from llvq.checkpoints.random import tiny_config, write_random_checkpoint
 from llvq.models.config import ModelConfig
@@ -81,30 +71,6 @@ def test_tables_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     file.touch()
     assert main(["--out", str(file)]) == 2
     assert "not a folder" in capsys.readouterr().err
-
-
-def test_prompts_are_those_of_the_model() -> None:
-    options = arguments(["--seeds", "3"])
-    captions = shots_of(options, is_tiny=True)
-    assert list(captions) == [0, 1, 2]
-    for (text,) in captions.values():
-        parse(text)
-    assert len(set(captions.values())) == 3
-    assert len(set(shots_of(options, is_tiny=False).values())) == 2
-    both = shots_of(arguments(["--prompt", "a", "--prompt", "b"]), is_tiny=True)
-    assert set(both.values()) == {("a", "b")}
-
-
-def test_identity_is_judged_where_every_prompt_is_a_caption(tmp_path: Path) -> None:
-    captions = shots_of(arguments(["--seeds", "2"]), is_tiny=True)
-    assert judge_of(captions) is by_chunk
-    assert judge_of({**captions, 7: ("a red kite",)}) is None
-    write_calibration_prompts(tmp_path)
-    held_out = (tmp_path / CALIBRATION_PROMPTS).read_text().splitlines()
-    assert len(set(held_out)) == 8
-    for text in held_out:
-        parse(text)
-        assert (text,) not in captions.values()
 
 
 def test_a_calibrated_row_needs_modelopt(

@@ -1,0 +1,38 @@
+"""What processes share: GPUs in turn, and calibrations that are made before they begin."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from benchmarks import study_jobs
+from benchmarks.kv_study import arguments
+from benchmarks.studies import KV, WEIGHTS
+from benchmarks.study_jobs import calibrate_once, devices
+from benchmarks.study_prompts import CALIBRATION_PROMPTS
+from benchmarks.study_runs import Variant
+
+
+def test_jobs_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    on_gpus, on_cpu = (devices(arguments(["--device", name])) for name in ("cuda", "cpu"))
+    assert [*islice(on_gpus, 3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [*islice(on_cpu, 2)] == ["cpu", "cpu"]
+
+
+def test_each_calibration_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[tuple[object, str | None]] = []
+
+    def note(at: object, variant: Variant) -> None:
+        made.append((at, variant.calibrate))
+
+    monkeypatch.setattr(study_jobs, "opened", lambda options, folder, seeds, device: folder)
+    monkeypatch.setattr(study_jobs, "calibrated", note)
+    calibrate_once(KV, arguments([]), tmp_path / "kv")
+    assert not made and not (tmp_path / "kv").exists()
+    folder = tmp_path / "weights"
+    calibrate_once(WEIGHTS, arguments([]), folder)
+    assert made == [(folder, "modelopt:awq_lite"), (folder, "modelopt:svdquant")]
+    assert (folder / CALIBRATION_PROMPTS).read_text().startswith("A ")
