@@ -21,7 +21,7 @@ from benchmarks.study_prompts import (
     write_calibration_prompts,
 )
 from benchmarks.study_rows import Row, joined
-from benchmarks.study_runs import Setting, Study, calibrated, run_study, setting
+from benchmarks.study_runs import Calibrations, Setting, Study, run_study, setting
 from benchmarks.study_text import header
 from examples.tiny_longlive.model import TRAINED
 from llvq.checkpoints.model import open_model
@@ -50,10 +50,20 @@ def calibrate_once(study: Study, options: argparse.Namespace, folder: Path) -> N
     if variants:
         folder.mkdir(parents=True, exist_ok=True)
         write_calibration_prompts(folder)
-        at = opened(options, folder, (), next(devices(options)))
+        model, calibrations = open_model(options.checkpoint), calibrations_in(folder, options)
         for variant in variants:
-            calibrated(at, variant)
+            calibrations.of(model, variant)
             print(f" calibrated {variant.name}", file=sys.stderr)
+
+
+def calibrations_in(folder: Path, options: argparse.Namespace) -> Calibrations:
+    """Of captions, if those are what the videos of the study are of."""
+    captions = judge_of(shots_of(options, is_tiny=is_tiny(options))) is not None
+    return Calibrations(folder, folder / CALIBRATION_PROMPTS if captions else None, options.device)
+
+
+def is_tiny(options: argparse.Namespace) -> bool:
+    return options.checkpoint.resolve() == TRAINED
 
 
 def devices(options: argparse.Namespace) -> Iterator[str]:
@@ -75,15 +85,13 @@ def opened(
 ) -> Setting:
     """The model that was named, and what is made of it. `folder` is for calibrations. Raises
     LlvqError."""
-    shots = shots_of(options, is_tiny=options.checkpoint.resolve() == TRAINED)
-    judge = judge_of(shots)
+    shots = shots_of(options, is_tiny=is_tiny(options))
     return setting(
         open_model(options.checkpoint),
         {seed: shots[seed] for seed in seeds},
         chunks=options.chunks,
         device=device,
         steps=options.steps,
-        judge=judge,
-        calibrations=folder,
-        calibration_prompts=folder / CALIBRATION_PROMPTS if judge else None,
+        judge=judge_of(shots),
+        calibrations=calibrations_in(folder, options),
     )

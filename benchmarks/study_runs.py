@@ -62,11 +62,34 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Calibrations:
+    """What ModelOpt finds, kept in `folder`. It sees videos of `prompts`, a file, or of the prompts
+    of llvq; `device` is cpu or cuda."""
+
+    folder: Path
+    prompts: Path | None
+    device: str
+
+    def of(self, model: VideoModel, variant: Variant) -> VideoModel:
+        """The model with what is found for a row, once. Raises LlvqError."""
+        assert variant.calibrate is not None
+        request = Request(
+            variant.calibrate,
+            prompts=self.prompts,
+            chunks=CALIBRATION_CHUNKS,
+            seed=2 * OTHER_SEED,
+            device=self.device,
+        )
+        work = self.folder / variant.calibrate.replace(":", "-")
+        made = calibrate(model, variant.recipe, request, work, progress=_dot_of_calibration)
+        return with_facts(model, made.path)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What all variants share. `scripts` and `prompts` are by seed, an entry for each chunk.
 
-    `judge` is None where prompts do not say what to look for. `calibrations` is a folder of what
-    ModelOpt found, on videos of `calibration_prompts`, a file, or of the prompts of llvq.
+    `judge` is None where prompts do not say what to look for.
     """
 
     model: VideoModel
@@ -75,8 +98,7 @@ class Setting:
     prompts: Mapping[int, list[str]]
     steps: int
     judge: Judge | None
-    calibrations: Path
-    calibration_prompts: Path | None = None
+    calibrations: Calibrations
 
 
 def setting(
@@ -87,8 +109,7 @@ def setting(
     device: str,
     steps: int | None,
     judge: Judge | None,
-    calibrations: Path,
-    calibration_prompts: Path | None = None,
+    calibrations: Calibrations,
 ) -> Setting:
     """Compile the bf16 model and encode the prompts. Raises LlvqError."""
     plain = instantiate(compile_model(model.config, BF16), model.source, device)
@@ -103,7 +124,7 @@ def setting(
     scripts = {s: make_script(plain, tokenizer, given, chunks) for s, given in shots.items()}
     prompts = {s: [cue.prompt for cue in cues(given, chunks, "")] for s, given in shots.items()}
     steps = steps or plain.facts.steps
-    return Setting(model, plain, scripts, prompts, steps, judge, calibrations, calibration_prompts)
+    return Setting(model, plain, scripts, prompts, steps, judge, calibrations)
 
 
 def build(at: Setting, variant: Variant) -> Executable:
@@ -111,27 +132,12 @@ def build(at: Setting, variant: Variant) -> Executable:
     plain = at.plain
     if variant.recipe is BF16:
         return plain
-    model = calibrated(at, variant) if variant.calibrate else at.model
+    model = at.calibrations.of(at.model, variant) if variant.calibrate else at.model
     denoiser = replace(model.config, vae=None, text=None)
     compiled = compile_model(denoiser, variant.recipe, calibration=model.calibration)
     made = instantiate(compiled, model.source, str(plain.device))
     facts = replace(plain.facts, pages=made.facts.pages)
     return replace(plain, stages={**plain.stages, **made.stages}, facts=facts)
-
-
-def calibrated(at: Setting, variant: Variant) -> VideoModel:
-    """The model with what ModelOpt finds for a row, once. Raises LlvqError."""
-    assert variant.calibrate is not None
-    request = Request(
-        variant.calibrate,
-        prompts=at.calibration_prompts,
-        chunks=CALIBRATION_CHUNKS,
-        seed=2 * OTHER_SEED,
-        device=at.plain.device.type,
-    )
-    work = at.calibrations / variant.calibrate.replace(":", "-")
-    made = calibrate(at.model, variant.recipe, request, work, progress=_dot_of_calibration)
-    return with_facts(at.model, made.path)
 
 
 def video(at: Setting, model: Executable, variant: Variant, seed: int) -> list[Chunk]:

@@ -77,19 +77,21 @@ def main() -> None:
     dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
     modules = (*read_denoiser(args.out, config), read_vae(args.out, config))
     dit, text, vae = (module.to(args.device, dtype) for module in modules)
-    asked = scenes_of_kinds()
+    kinds, scenes = zip(*scenes_of_kinds(), strict=True)
     for steps in args.steps:
+        found = [
+            video
+            for start in range(0, len(scenes), BATCH)
+            for video in watched(
+                config, dit, text, vae, scenes[start : start + BATCH],
+                steps=steps, chunks=CHUNKS, seed=start,
+            )
+        ]  # fmt: skip
         holds: dict[Kind, list[float | None]] = {kind: [] for kind in KINDS}
-        for start in range(0, len(asked), BATCH):
-            part = asked[start : start + BATCH]
-            scenes = [scene for _, scene in part]
-            found = watched(config, dit, text, vae, scenes, steps=steps, chunks=CHUNKS, seed=start)
-            for (kind, _), video in zip(part, found, strict=True):
-                holds[kind] += video.objects[0].holds
-        print(
-            f"{steps} steps: share of frames in which the object holds\n{table(holds)}\n",
-            flush=True,
-        )
+        for kind, video in zip(kinds, found, strict=True):
+            holds[kind] += video.objects[0].holds
+        print(f"{steps} steps: share of frames in which the object holds", flush=True)
+        print(f"{table(holds)}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llvq.calibrate.budget import Spending, spend, with_budget
 from llvq.calibrate.collect import PART
-from llvq.calibrate.phases import Progress
+from llvq.calibrate.phases import Counted, Progress
 from llvq.calibrate.rollout import play
 from llvq.calibrate.run import load, quantized_layers
 from llvq.calibrate.sensitivity import SensitiveRollout, quantized
@@ -41,7 +41,7 @@ def measure(
     dit, config = load(model, videos.device), videos.sized(model)
     packed = quantized(dit, layers, recipe.linear)
     scores, energy, shots = Counter[str](), 0.0, videos.of(embeds)
-    chunks = _Chunks(tell, len(shots) * videos.chunks)
+    chunks = Counted(tell, "sensitivity, chunks", len(shots) * videos.chunks)
     for video in shots:
         rollout = SensitiveRollout(dit, config.stream, packed, seed=video.seed)
         play(rollout, config, video, done=chunks)
@@ -66,15 +66,3 @@ def within_budget(
     found = measure(model, recipe, videos, progress=progress)
     spending = spend(found.scores, found.elements, bits)
     return with_budget(recipe, spending, prefix=PART), spending
-
-
-class _Chunks:
-    """Counts chunks of all videos, and shows them."""
-
-    def __init__(self, tell: Progress, total: int) -> None:
-        self.tell, self.done, self.total = tell, 0, total
-        tell("sensitivity, chunks", 0, total)
-
-    def __call__(self) -> None:
-        self.done += 1
-        self.tell("sensitivity, chunks", self.done, self.total)

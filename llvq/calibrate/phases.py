@@ -17,6 +17,18 @@ from llvq.models.dit import CausalWanDit
 Progress = Callable[[str, int, int], None]
 
 
+class Counted:
+    """Tells how many chunks of `what` are done: from the start, and after each."""
+
+    def __init__(self, tell: Progress, what: str, total: int, done: int = 0) -> None:
+        self.tell, self.what, self.total, self.done = tell, what, total, done
+        tell(what, done, total)
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.tell(self.what, self.done, self.total)
+
+
 class Phases:
     """The forward loop that ModelOpt calls once per phase; saves what is gathered, video by video.
 
@@ -38,25 +50,9 @@ class Phases:
         done = int(saved[1]["videos"]) if saved else 0
         if saved:
             put_back(model, saved[0])
-        counter = _Counter(self, done)
-        counter.show()
+        chunks = self.videos[0].chunks
+        what = f"{self.config.name}, pass {self.phase} of {self.config.phases}"
+        counter = Counted(self.tell, what, len(self.videos) * chunks, done * chunks)
         for index in range(done, len(self.videos)):
             roll(model, self.sized, self.videos[index], done=counter)
             self.state.put(name, gathered(model), videos=str(index + 1))
-
-
-class _Counter:
-    """Counts chunks of a phase, and shows them."""
-
-    def __init__(self, phases: Phases, videos: int) -> None:
-        self.phases, self.chunks = phases, phases.videos[0].chunks
-        self.done = videos * self.chunks
-
-    def __call__(self) -> None:
-        self.done += 1
-        self.show()
-
-    def show(self) -> None:
-        phases = self.phases
-        what = f"{phases.config.name}, pass {phases.phase} of {phases.config.phases}"
-        phases.tell(what, self.done, len(phases.videos) * self.chunks)

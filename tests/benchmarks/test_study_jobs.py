@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import study_jobs
 from benchmarks.kv_study import arguments
 from benchmarks.studies import KV, WEIGHTS
 from benchmarks.study_jobs import calibrate_once, devices
 from benchmarks.study_prompts import CALIBRATION_PROMPTS
-from benchmarks.study_runs import Variant
+from benchmarks.study_runs import Calibrations, Variant
+from llvq.checkpoints.model import VideoModel
 
 
 def test_jobs_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,13 +23,12 @@ def test_jobs_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_calibration_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made: list[tuple[object, str | None]] = []
+    made: list[tuple[Path, str | None]] = []
 
-    def note(at: object, variant: Variant) -> None:
-        made.append((at, variant.calibrate))
+    def note(calibrations: Calibrations, model: VideoModel, variant: Variant) -> None:
+        made.append((calibrations.folder, variant.calibrate))
 
-    monkeypatch.setattr(study_jobs, "opened", lambda options, folder, seeds, device: folder)
-    monkeypatch.setattr(study_jobs, "calibrated", note)
+    monkeypatch.setattr(Calibrations, "of", note)
     calibrate_once(KV, arguments([]), tmp_path / "kv")
     assert not made and not (tmp_path / "kv").exists()
     folder = tmp_path / "weights"

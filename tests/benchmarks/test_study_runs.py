@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.studies import KV, READING, WEIGHTS, page_bytes
 from benchmarks.study_parts import Parts
 from benchmarks.study_rows import Row, over_seeds
-from benchmarks.study_runs import Setting, Study, Variant, calibrated, run_study, setting
+from benchmarks.study_runs import Calibrations, Setting, Study, Variant, run_study, setting
 from examples.tiny_longlive.identity import Drift, Identity
 from llvq.calibrate.facts_file import read_header
 from llvq.checkpoints.bundle import Bundle
@@ -30,6 +30,7 @@ from llvq.runtime.session import Prompt
 from llvq.sources import DictSource
 
 CHUNKS, SEEDS = 5, (3, 4)
+NOWHERE = Calibrations(Path(), None, "cpu")
 Weights = Callable[[ModelConfig], DictSource]
 
 
@@ -43,7 +44,7 @@ def make_setting(config: ModelConfig, weights: DictSource, **options: Any) -> Se
     scripts = {seed: [Prompt(embeds)] * CHUNKS for seed in SEEDS}
     prompts = {seed: [f"prompt {seed}"] * CHUNKS for seed in SEEDS}
     return Setting(
-        model, plain, scripts, prompts, 1, **{"judge": None, "calibrations": Path(), **options}
+        model, plain, scripts, prompts, 1, **{"judge": None, "calibrations": NOWHERE, **options}
     )
 
 
@@ -148,7 +149,7 @@ def test_frames_and_identity_are_judged_where_there_are_frames(
 
 
 def test_a_calibrated_row_brings_facts_of_other_videos(
-    tiny: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A checkpoint on disk with its text encoder; ModelOpt sees prompts of its own."""
     config = tiny_config()
@@ -158,14 +159,14 @@ def test_a_calibrated_row_brings_facts_of_other_videos(
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball", encoding="utf-8")
     model = open_model(write_random_checkpoint(tmp_path, config, seed=0))
-    at = Setting(model, tiny.plain, {}, {}, 1, None, tmp_path, prompts)
+    calibrations = Calibrations(tmp_path, prompts, "cpu")
     (smoothed,) = (v for v in WEIGHTS.variants if v.calibrate == "modelopt:awq_lite")
-    facts = calibrated(at, smoothed).calibration
+    facts = calibrations.of(model, smoothed).calibration
     made = read_header(tmp_path / "modelopt-awq_lite" / "calibration.safetensors")
     assert (made["videos"], made["chunks"], made["config"]["name"]) == (1, 4, "awq_lite")
     assert facts and all(layer.pre_quant_scale for layer in facts.values())
     assert capsys.readouterr().err.count("."), "it is long work"
-    assert calibrated(at, smoothed).calibration == facts
+    assert calibrations.of(model, smoothed).calibration == facts
     assert not capsys.readouterr().err, "made once"
 
 
@@ -173,5 +174,5 @@ def test_prompts_need_an_encoder(tiny: Setting) -> None:
     with pytest.raises(SessionError, match="no text encoder"):
         setting(
             tiny.model, {0: ("a",)}, chunks=2, device="cpu", steps=None, judge=None,
-            calibrations=Path(),
+            calibrations=NOWHERE,
         )  # fmt: skip
