@@ -17,7 +17,8 @@ from llvq.models.vae import WanVae
 from llvq.models.vae_causal import StartState
 
 WARM_UP = 3  # latents encoded and dropped, so that a stretch begins with a filled temporal state
-DRAWN = 3  # then half of the scenes have an object that tumbles; at random, a fifth
+DRAWN = 4  # then three objects in ten tumble and two spin; at random, one in ten each
+TUMBLES, SPINS = 2, 1  # what an object's turning counts
 FRAMES_PER_CALL = 1536  # pixel frames drawn and encoded at once: 2 GB of them and the encoder's
 
 
@@ -49,16 +50,17 @@ def draw_samples(
 
 
 def training_scene(random: Random) -> data.Scene:
-    """Of several random scenes, the one in which most objects tumble.
+    """Of several random scenes, the one in which most turns.
 
     A shape that turns while it travels is learned last: others held in nearly all frames when these
-    still melted into balls from one chunk to the next.
+    still melted into balls from one chunk to the next, and when spinning stars did, too.
     """
-    return max((data.sample_scene(random) for _ in range(DRAWN)), key=_tumbling)
+    return max((data.sample_scene(random) for _ in range(DRAWN)), key=_turning)
 
 
-def _tumbling(scene: data.Scene) -> int:
-    return sum(thing.move == "tumbles" for thing in scene.things)
+def _turning(scene: data.Scene) -> int:
+    moves = [thing.move for thing in scene.things]
+    return TUMBLES * moves.count("tumbles") + SPINS * moves.count("spins")
 
 
 def prompts_of(first: data.Scene, second: data.Scene) -> tuple[str, str, str]:

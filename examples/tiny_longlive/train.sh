@@ -8,7 +8,7 @@
 # FROM: the folder that the call before left, or one with the weights to go on from; nothing for vae.
 # TO: a folder for what this call leaves, brought up to date every minute, so that little is lost if
 # it is killed:
-#   tiny.tar.aa, .ab, ...       everything that the next call needs, in pieces under 16 MB
+#   tiny.tar.aa, .ab, ...       what vae and ar have made, for the next call, in pieces under 16 MB
 #   tiny-few.tar.aa, .ab, ...   what few has made: the model
 #   sheets.tar                  sample sheets, to look at
 #   log.txt                     what it printed
@@ -40,10 +40,10 @@ train() {
     case $1 in
         vae) module train_vae --out "$run" --gpus "$gpus" --seconds 400 --batch $crops ;;
         ar-1) module train_ar "${forcing[@]}" --seconds 330 --part 1/2 ;;
-        ar-2) module train_ar "${forcing[@]}" --seconds 500 --part 2/2 ;;
+        ar-2) module train_ar "${forcing[@]}" --seconds 480 --part 2/2 ;;
         few)
             module train_few_steps --teacher "$run" --out "$few" --gpus "$gpus" --graphs \
-                --clips $rolls --openings $((openings / 2)) --seconds 450
+                --clips $rolls --openings $((openings / 2)) --seconds 400
             ;;
         *)
             echo "no phase $1: vae, ar-1, ar-2 or few" >&2
@@ -54,15 +54,16 @@ train() {
 
 look() {
     case $1 in
-        ar-*) module samples --out "$run" --name "$1" --steps 4 24 && module kinds --out "$run" ;;
-        few) module samples --out "$few" --name few --steps 4 2 && module kinds --out "$few" ;;
+        ar-*) module kinds --out "$run" && module samples --out "$run" --name "$1" --steps 4 24 ;;
+        few) module kinds --out "$few" && module samples --out "$few" --name few --steps 4 2 ;;
     esac
 }
 
 pack() {
     local name piece
     for name in tiny tiny-few; do
-        [ -n "$(ls "build/$name")" ] || continue
+        # Only what this call has made: the machine may hold what an earlier one has left.
+        [ -n "$(find "build/$name" -type f -newer "$to/begun")" ] || continue
         # 1: a file was replaced while it was read. Then the piece of a minute later is good.
         { tar c -C build --exclude='*.png' --exclude=.new $name || [ $? = 1 ]; } |
             split -b 15000000 - "$to/new.tar."

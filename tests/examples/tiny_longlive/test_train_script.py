@@ -70,10 +70,11 @@ def test_a_call_hands_on_what_the_next_one_needs(machine: Path) -> None:
     assert names(machine / "a/sheets.tar") == ["build/tiny/sheet.png"]
     made = {"tiny-few", "tiny-few/config.json", "tiny-few/weights.safetensors"}
     assert set(packed(machine / "c", "tiny-few")) == made
+    assert not list((machine / "c").glob("tiny.tar.*")), "nothing of it is new"
     lines = (machine / "b/log.txt").read_text().splitlines()
     assert "train_ar --out build/tiny --gpus 2 --graphs" in lines[0]
-    assert "samples --out build/tiny --name ar-1" in lines[1]
-    assert "kinds --out build/tiny" in lines[2]
+    assert "kinds --out build/tiny" in lines[1]
+    assert "samples --out build/tiny --name ar-1" in lines[2]
 
 
 def test_phases_of_one_call_follow_each_other(machine: Path) -> None:
