@@ -8,9 +8,9 @@ from html import escape
 
 WIDTH, LEFT, RIGHT = 860, 260, 70
 ROW, TOP, BOTTOM, HEIGHT = 15, 10, 36, 220
-COLORS = ("#3b6ea8", "#c4572b", "#5b8c3e", "#7a5aa6")
+COLORS = ("#3b6ea8", "#c4572b", "#5b8c3e", "#7a5aa6", "#444444")
 DASHES = ("none", "6 5", "2 3")  # curves may lie on each other
-TICKS = 4
+TICKS, CHUNKS_NAMED = 4, 20  # on the axes; of many chunks only every n-th has its number
 
 
 def bars(values: Sequence[tuple[str, float]], *, unit: str) -> str:
@@ -41,10 +41,11 @@ def curves(lines: Mapping[str, Sequence[float]], *, unit: str) -> str:
     scale = (low - margin, high + margin)
     count = max((len(line) for line in lines.values()), default=1)
     parts = [_grid(scale, count, unit)]
-    for index, (name, line) in enumerate(lines.items()):
-        if any(map(math.isfinite, line)):
-            parts.append(_curve(line, scale, count, index))
-            parts.append(_legend(index, name))
+    numbered = enumerate(lines.items())
+    shown = [(index, name) for index, (name, line) in numbered if any(map(math.isfinite, line))]
+    for row, (index, name) in enumerate(shown):
+        parts.append(_curve(lines[name], scale, count, index))
+        parts.append(_legend(row, name, index))
     return _svg(HEIGHT, parts)
 
 
@@ -58,7 +59,7 @@ def _grid(scale: tuple[float, float], count: int, unit: str) -> str:
             f'<line x1="60" x2="{WIDTH - 200}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>'
             f'<text x="54" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>'
         )
-    for chunk in range(count):
+    for chunk in range(0, count, max(1, math.ceil(count / CHUNKS_NAMED))):
         x = _x(chunk, count)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{chunk}</text>')
     parts.append(f'<text x="60" y="{HEIGHT - 3}">chunk; vertical: {escape(unit)}</text>')
@@ -66,20 +67,24 @@ def _grid(scale: tuple[float, float], count: int, unit: str) -> str:
 
 
 def _curve(line: Sequence[float], scale: tuple[float, float], count: int, index: int) -> str:
-    color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+    color = COLORS[index % len(COLORS)]
     points = [(_x(i, count), _y(v, scale)) for i, v in enumerate(line) if math.isfinite(v)]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in points)
-    drawn = f'fill="none" stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"'
-    return f'<polyline points="{path}" {drawn}/>{dots}'
+    return f'<polyline points="{path}" fill="none" {_stroke(index)}/>{dots}'
 
 
-def _legend(index: int, name: str) -> str:
-    y, color = TOP + 18 * index, COLORS[index % len(COLORS)]
+def _legend(row: int, name: str, index: int) -> str:
+    y = TOP + 18 * row + 6
     return (
-        f'<rect x="{WIDTH - 180}" y="{y}" width="12" height="12" fill="{color}"/>'
-        f'<text x="{WIDTH - 162}" y="{y + 10}">{escape(name)}</text>'
+        f'<line x1="{WIDTH - 190}" x2="{WIDTH - 166}" y1="{y}" y2="{y}" {_stroke(index)}/>'
+        f'<text x="{WIDTH - 160}" y="{y + 4}">{escape(name)}</text>'
     )
+
+
+def _stroke(index: int) -> str:
+    color, dash = COLORS[index % len(COLORS)], DASHES[index % len(DASHES)]
+    return f'stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"'
 
 
 def _x(index: int, count: int) -> float:

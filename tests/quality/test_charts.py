@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 import numpy as np
 import pytest
 
-from llvq.quality.charts import COLORS, DASHES, LEFT, RIGHT, WIDTH, bars, curves
+from llvq.quality.charts import (
+    CHUNKS_NAMED,
+    COLORS,
+    DASHES,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    bars,
+    curves,
+)
 
 ODD = [math.inf, -math.inf, math.nan, -3.0, 0.0]
 
@@ -73,6 +84,27 @@ def test_a_line_keeps_its_colour_and_dash_beside_one_that_is_gone() -> None:
     lines = {"gone": [math.nan], "here": [1.0]}
     (line,) = parse(curves(lines, unit="dB")).findall("polyline")
     assert (line.attrib["stroke"], line.attrib["stroke-dasharray"]) == (COLORS[1], DASHES[1])
+
+
+def test_names_follow_each_other_and_have_the_stroke_of_their_line() -> None:
+    svg = parse(curves({"gone": [math.nan], "a": [1.0], "b": [2.0]}, unit="dB"))
+    lines, names = (
+        svg.findall("line")[-2:],
+        [t for t in svg.findall("text") if t.text in ("a", "b")],
+    )
+    heights = [float(text.attrib["y"]) for text in names]
+    assert heights[0] < TOP + 18 < heights[1] < TOP + 36
+    strokes = [line.attrib["stroke"] for line in svg.findall("polyline")]
+    assert [line.attrib["stroke"] for line in lines] == strokes
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 21, 90, 1500])
+def test_numbers_of_chunks_do_not_lie_on_each_other(count: int) -> None:
+    svg = parse(curves({"a": [1.0] * count}, unit="dB"))
+    texts = [t for t in svg.findall("text") if t.attrib.get("text-anchor") == "middle"]
+    assert len(texts) <= CHUNKS_NAMED and all(int(text.text or "") < count for text in texts)
+    places = [float(text.attrib["x"]) for text in texts]
+    assert all(b - a > 25 for a, b in pairwise(places))
 
 
 @pytest.mark.parametrize("lines", [{"a": ODD, "b": [1.0] * 5}, {"a": [5.0]}, {"a": [math.nan]}, {}])
