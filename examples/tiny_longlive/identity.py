@@ -4,7 +4,7 @@ In a frame an object *holds* if there is a region of its colour, of its shape an
 that cannot tell are left out: the object is behind another, or too little of it is in view. The
 score of a second is the share of objects and frames that hold, of those that can tell.
 
-Shapes: T frames, K objects of a shot.
+Shapes: T frames.
 """
 
 from __future__ import annotations
@@ -19,53 +19,22 @@ import torch
 from torch import Tensor
 
 from examples.tiny_longlive import data
-from examples.tiny_longlive.captions import (
-    COLOURS,
-    CUT,
-    MAX_THINGS,
-    PLACES,
-    SHAPES,
-    SIZES,
-    Scene,
-    Thing,
-    parse,
+from examples.tiny_longlive.captions import COLOURS, CUT, PLACES, Thing, parse
+from examples.tiny_longlive.marks import Marks, joined, marks_of
+from examples.tiny_longlive.spans import (
+    Curve,
+    Drift,
+    Shot,
+    Span,
+    curve_of,
+    drift,
+    mean_of,
+    seconds_of,
 )
-from examples.tiny_longlive.detector import Detections, detect
-from examples.tiny_longlive.palette import distance
 
 # From one frame to the next nothing moves faster than 10 pixels, and the detector is within 3.
 JUMP = 16.0
-BEHIND = 16.0  # pixels: the centre of an object of which little is in view may be off by as much
 START = 6  # frames that tell where an object begins
-Curve = list[float | None]  # a value for each span; None where no frame can tell
-
-
-@dataclass(frozen=True)
-class Shot:
-    """The frames from `start` on, up to the next shot, show `scene`."""
-
-    start: int
-    scene: Scene
-
-
-@dataclass(frozen=True)
-class Span:
-    """Frames `start` to `stop`, all of one shot, in which curves have one value."""
-
-    start: int
-    stop: int
-    shot: int
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Change per minute, by least squares; each shot has its own level. None: too few values.
-
-    The standard error takes the spans for independent.
-    """
-
-    per_minute: float | None
-    standard_error: float | None
 
 
 @dataclass(frozen=True)
@@ -111,27 +80,11 @@ class Identity:
     @property
     def mean(self) -> float | None:
         """Of the score over all spans that can tell."""
-        return _mean(self.score)
+        return mean_of(self.score)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {"mean": self.mean, **asdict(self)}
-
-
-@dataclass(frozen=True)
-class _Marks:
-    """What a frame says of an object, [T, K] each. `known`: whether it can tell presence, `seen`
-    whether also the rest."""
-
-    known: Tensor
-    seen: Tensor
-    present: Tensor
-    shape: Tensor
-    size: Tensor
-    colour: Tensor
-    agreement: Tensor
-    centre: Tensor
-    others: Tensor
 
 
 def identity(
@@ -141,61 +94,27 @@ def identity(
     """Judge uint8 frames [T, H, W, 3]; a span is a second unless spans are given."""
     spans = spans or seconds_of(shots, len(frames), fps)
     stops = [*(shot.start for shot in shots[1:]), len(frames)]
-    marks = [
-        _marks(frames[shot.start : stop], shot.scene)
+    marks = joined([
+        marks_of(frames[shot.start : stop], shot.scene)
         for shot, stop in zip(shots, stops, strict=True)
-    ]
-    joined = _joined(marks)
+    ])  # fmt: skip
     minutes = [(span.start + span.stop) / (2 * 60 * fps) for span in spans]
-    held = joined.present & joined.shape & joined.size
     curves = {
-        "score": _curve(held, joined.known, spans),
-        "colour": _curve(joined.colour, joined.seen, spans),
-        "agreement": _curve(joined.agreement, joined.seen, spans),
+        "score": curve_of(marks.holds, marks.known, spans),
+        "colour": curve_of(marks.colour, marks.seen, spans),
+        "agreement": curve_of(marks.agreement, marks.seen, spans),
     }
     return Identity(
         seconds=[60 * minute for minute in minutes],
         **curves,
         objects=[
-            _object(joined, spans, index, k, thing, shot.start)
+            _object(marks, spans, index, k, thing, shot.start)
             for index, shot in enumerate(shots)
             for k, thing in enumerate(shot.scene.things)
         ],
-        others=_others(joined, spans),
+        others=_others(marks, spans),
         drift={name: drift(minutes, curve, spans) for name, curve in curves.items()},
     )
-
-
-def seconds_of(shots: Sequence[Shot], frames: int, fps: float) -> list[Span]:
-    """Spans of a second, counted from the start of each shot; the last of a shot may be shorter."""
-    spans = []
-    stops = [*(shot.start for shot in shots[1:]), frames]
-    for index, (shot, stop) in enumerate(zip(shots, stops, strict=True)):
-        count = math.ceil((stop - shot.start) / fps)
-        edges = [min(shot.start + round(i * fps), stop) for i in range(count + 1)]
-        spans += [Span(a, b, index) for a, b in pairwise(edges)]
-    return spans
-
-
-def drift(minutes: Sequence[float], curve: Curve, spans: Sequence[Span]) -> Drift:
-    """The slope of a curve within its shots: what a cut changes is no drift."""
-    known = [i for i, value in enumerate(curve) if value is not None]
-    x, y, count = [], [], 0
-    for shot in sorted({spans[i].shot for i in known}):
-        mine = [i for i in known if spans[i].shot == shot]
-        times = torch.tensor([minutes[i] for i in mine], dtype=torch.float64)
-        values = torch.tensor([curve[i] for i in mine], dtype=torch.float64)
-        x.append(times - times.mean())
-        y.append(values - values.mean())
-        count += 1
-    free = len(known) - count - 1
-    if free < 1:
-        return Drift(None, None)
-    across, along = torch.cat(x), torch.cat(y)
-    spread = float(across.dot(across))
-    slope = float(across.dot(along)) / spread
-    rest = along - slope * across
-    return Drift(slope, math.sqrt(float(rest.dot(rest)) / free / spread))
 
 
 def by_chunk(frames: Sequence[Tensor], prompts: Sequence[str], fps: float = data.FPS) -> Identity:
@@ -233,78 +152,25 @@ def curves(frames: Sequence[Tensor], prompts: Sequence[str]) -> dict[str, list[f
     }
 
 
-def _marks(frames: Tensor, scene: Scene) -> _Marks:
-    found = detect(frames, scene)
-    things = scene.things
-    shape = torch.tensor([SHAPES.index(thing.shape) for thing in things])
-    size = torch.tensor([SIZES.index(thing.size) for thing in things])
-    colour = [distance(found.rgb[:, k], thing.colour) for k, thing in enumerate(things)]
-    index = shape[None, :, None].expand(len(frames), -1, 1)
-    missing = ~found.present & ~_behind(found)
-    return _Marks(
-        known=found.judged | missing,
-        seen=found.judged,
-        present=found.present,
-        shape=found.shape == shape,
-        size=found.size == size,
-        colour=torch.stack(colour, 1),
-        agreement=found.agreement.gather(2, index)[..., 0],
-        centre=found.centre,
-        others=found.others > 0,
-    )
-
-
-def _behind(found: Detections) -> Tensor:
-    """[T, K] whether another object is where this one was seen last (or, before that, first)."""
-    T, K = found.present.shape
-    time = torch.arange(T)[:, None].expand(T, K)
-    last = torch.where(found.present, time, -1).cummax(0).values
-    first = torch.where(found.present, time, T).amin(0)
-    known = torch.where(last < 0, first, last)
-    ever = found.present.any(0)
-    where = found.centre.gather(0, known.clamp(max=T - 1)[..., None].expand(T, K, 2))
-    apart = (where[:, :, None] - found.centre[:, None]).norm(dim=-1)
-    over = (apart <= found.radius[:, None] + BEHIND) & found.present[:, None]
-    over &= ~torch.eye(K, dtype=torch.bool)
-    return over.any(-1) & ever
-
-
-def _joined(marks: Sequence[_Marks]) -> _Marks:
-    """All shots, with columns that never tell where a shot has fewer objects."""
-    columns = {}
-    for name in vars(marks[0]):
-        parts = [getattr(mark, name) for mark in marks]
-        if name != "others":
-            parts = [_widened(part) for part in parts]
-        columns[name] = torch.cat(parts)
-    return _Marks(**columns)
-
-
-def _widened(part: Tensor) -> Tensor:
-    rest = part.new_zeros(part.shape[0], MAX_THINGS - part.shape[1], *part.shape[2:])
-    return torch.cat([part, rest], 1)
-
-
 def _object(
-    marks: _Marks, spans: Sequence[Span], shot: int, k: int, thing: Thing, start: int
+    marks: Marks, spans: Sequence[Span], shot: int, k: int, thing: Thing, start: int
 ) -> ObjectCurves:
     mine = torch.zeros(len(marks.known), dtype=torch.bool)
     for span in spans:
         if span.shot == shot:
             mine[span.start : span.stop] = True
     known, seen = marks.known[:, k] & mine, marks.seen[:, k] & mine
-    holds = marks.present & marks.shape & marks.size
     both = seen[1:] & seen[:-1]
     moved = (marks.centre[1:, k] - marks.centre[:-1, k]).norm(dim=-1)
     return ObjectCurves(
         name=f"{thing.size} {thing.colour} {thing.shape}",
         shot=shot,
-        present=_curve(marks.present[:, k], known, spans),
-        shape=_curve(marks.shape[:, k], seen, spans),
-        size=_curve(marks.size[:, k], seen, spans),
-        holds=_curve(holds[:, k], known, spans),
-        colour=_curve(marks.colour[:, k], seen, spans),
-        agreement=_curve(marks.agreement[:, k], seen, spans),
+        present=curve_of(marks.present[:, k], known, spans),
+        shape=curve_of(marks.shape[:, k], seen, spans),
+        size=curve_of(marks.size[:, k], seen, spans),
+        holds=curve_of(marks.holds[:, k], known, spans),
+        colour=curve_of(marks.colour[:, k], seen, spans),
+        agreement=curve_of(marks.agreement[:, k], seen, spans),
         start_error=_start_error(marks.centre[:, k], seen, start, thing),
         jumps=int((both & (moved > JUMP)).sum()),
     )
@@ -318,25 +184,10 @@ def _start_error(centre: Tensor, seen: Tensor, start: int, thing: Thing) -> floa
     return float(apart.median()) if len(apart) else None
 
 
-def _others(marks: _Marks, spans: Sequence[Span]) -> dict[str, Curve]:
+def _others(marks: Marks, spans: Sequence[Span]) -> dict[str, Curve]:
     every = torch.ones(len(marks.others), dtype=torch.bool)
     return {
-        colour: _curve(marks.others[:, c], every, spans)
+        colour: curve_of(marks.others[:, c], every, spans)
         for c, colour in enumerate(COLOURS)
         if marks.others[:, c].any()
     }
-
-
-def _curve(values: Tensor, known: Tensor, spans: Sequence[Span]) -> Curve:
-    """The mean of what is known in each span."""
-    curve: Curve = []
-    for span in spans:
-        part = slice(span.start, span.stop)
-        chosen = values[part][known[part]]
-        curve.append(float(chosen.double().mean()) if chosen.numel() else None)
-    return curve
-
-
-def _mean(curve: Curve) -> float | None:
-    known = [value for value in curve if value is not None]
-    return sum(known) / len(known) if known else None

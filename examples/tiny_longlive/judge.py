@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from examples.tiny_longlive.captions import Scene, parse
-from examples.tiny_longlive.identity import Curve, Drift, Identity, Shot, identity
+from examples.tiny_longlive.identity import Identity, identity
 from examples.tiny_longlive.model import tiny_longlive
+from examples.tiny_longlive.spans import Curve, Drift, Shot, mean_of
 from llvq.cli.table import print_json, print_table, stdout
 from llvq.errors import LlvqError, SessionError
 from llvq.runtime.shots import cues
@@ -109,7 +110,7 @@ def print_tables(found: Identity) -> None:
                "agreement", "start px", "jumps")  # fmt: skip
     rows = [
         (str(o.shot), o.name, *map(_share, (o.holds, o.present, o.shape, o.size)),
-         _number(_middle(o.colour), 1), _number(_middle(o.agreement), 2),
+         _number(mean_of(o.colour), 1), _number(mean_of(o.agreement), 2),
          _number(o.start_error, 0), str(o.jumps))
         for o in found.objects
     ]  # fmt: skip
@@ -132,13 +133,8 @@ def _drift(drift: Drift) -> str:
     return f"{drift.per_minute:+.3f} +-{drift.standard_error:.3f}"
 
 
-def _middle(curve: Curve) -> float | None:
-    known = [value for value in curve if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _share(curve: Curve) -> str:
-    middle = _middle(curve)
+    middle = mean_of(curve)
     return "-" if middle is None else f"{100 * middle:.0f}%"
 
 

@@ -28,7 +28,8 @@ from examples.tiny_longlive.captions import (
     sample_scene,
 )
 from examples.tiny_longlive.model import read_denoiser, read_vae, tiny_longlive
-from examples.tiny_longlive.validation import mean_of, watched
+from examples.tiny_longlive.spans import mean_of
+from examples.tiny_longlive.validation import watched
 
 SEED, CHUNKS = 20_000_000, 3
 BATCH = 8  # videos at once
@@ -59,7 +60,7 @@ def table(holds: Mapping[Kind, Sequence[float | None]]) -> str:
                     and move in (m, "all") for v in values)
             for move in (*MOVES, "all")
         ]  # fmt: skip
-        lines.append([shape, *("-" if cell != cell else f"{cell:.2f}" for cell in cells)])
+        lines.append([shape, *("-" if cell is None else f"{cell:.2f}" for cell in cells)])
     return "\n".join(
         line[0].ljust(9) + "".join(cell.rjust(9) for cell in line[1:]) for line in lines
     )

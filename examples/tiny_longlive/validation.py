@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from examples.tiny_longlive import data
 from examples.tiny_longlive.captions import Scene, caption
 from examples.tiny_longlive.flow import Denoiser, embed
-from examples.tiny_longlive.identity import Identity, Shot, identity
+from examples.tiny_longlive.identity import Identity, identity
 from examples.tiny_longlive.latents import Samples
 from examples.tiny_longlive.rollout import decode_frames, generate, to_uint8
+from examples.tiny_longlive.spans import Shot, mean_of
 from llvq.models.config import ModelConfig
 from llvq.models.dit import CausalWanDit
 from llvq.models.text import TextEncoder
@@ -58,7 +59,7 @@ def judged(
     steps: int,
     videos: int = 16,
     chunks: int = 4,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """What the detector finds in videos of random scenes, every fourth frame.
 
     `holds`: the share of objects and frames with the object in its colour, shape and size;
@@ -73,7 +74,8 @@ def judged(
         "present": [value for thing in objects for value in thing.present],
         "start_px": [thing.start_error for thing in objects],
     }
-    return {name: round(mean_of(values), 3) for name, values in known.items()}
+    means = {name: mean_of(values) for name, values in known.items()}
+    return {name: mean if mean is None else round(mean, 3) for name, mean in means.items()}
 
 
 @torch.no_grad()
@@ -97,12 +99,6 @@ def watched(
         identity(clip, [Shot(0, scene)], fps=data.FPS / 4)
         for clip, scene in zip(frames, scenes, strict=True)
     ]
-
-
-def mean_of(values: Iterable[float | None]) -> float:
-    """Of those that are known."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else float("nan")
 
 
 def _rounded(number: Tensor) -> float:

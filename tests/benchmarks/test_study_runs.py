@@ -16,7 +16,8 @@ from benchmarks.studies import KV, READING, WEIGHTS, page_bytes
 from benchmarks.study_parts import Parts
 from benchmarks.study_rows import Row, over_seeds
 from benchmarks.study_runs import Calibrations, Setting, Study, Variant, run_study, setting
-from examples.tiny_longlive.identity import Drift, Identity
+from examples.tiny_longlive.identity import Identity
+from examples.tiny_longlive.spans import Drift
 from llvq.calibrate.facts_file import read_header
 from llvq.checkpoints.bundle import Bundle
 from llvq.checkpoints.model import VideoModel, open_model

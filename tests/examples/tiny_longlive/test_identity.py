@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from examples.tiny_longlive.captions import CUT, Scene, Thing, caption
-from examples.tiny_longlive.identity import Shot, Span, by_chunk, drift, identity, seconds_of
+from examples.tiny_longlive.identity import by_chunk, identity
+from examples.tiny_longlive.spans import Shot, Span
 
 Draw = Callable[..., tuple[Tensor, Tensor]]
 FPS = 4.0  # of the clips here: four frames are a second of curves
@@ -91,9 +92,6 @@ def test_a_cut_begins_other_objects_and_is_no_drift(second: Second) -> None:
     other = Scene((Thing("small", "white", "cross", "in the center", "waits"),), "teal", "plain")
     frames = torch.cat([second(SCENE), second(SCENE)[:2], second(BALL_ONLY), second(BALL_ONLY)])
     shots = [Shot(0, SCENE), Shot(6, other)]
-    assert seconds_of(shots, 14, FPS) == [
-        Span(0, 4, 0), Span(4, 6, 0), Span(6, 10, 1), Span(10, 14, 1)
-    ]  # fmt: skip
     found = identity(frames, shots, fps=FPS)
     assert found.score == [1.0, 1.0, 0.0, 0.0] and found.drift["score"].per_minute == 0
     star, _, cross = found.objects
@@ -113,21 +111,3 @@ def test_chunks_are_spans_and_cuts_are_read_from_prompts(second: Second) -> None
     assert [thing.shot for thing in found.objects] == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="not a sentence"):
         by_chunk([clip], ["A red kite."])
-
-
-def test_drift_is_least_squares_within_shots() -> None:
-    """Against the normal equations with a column for each shot, solved by torch."""
-    random = torch.Generator().manual_seed(0)
-    minutes = torch.arange(9, dtype=torch.float64) / 60
-    values = torch.randn(9, generator=random, dtype=torch.float64)
-    shots = [0, 0, 0, 0, 1, 1, 1, 1, 1]
-    design = torch.stack([minutes, *(torch.tensor(shots) == s for s in (0, 1))], 1)
-    weights = torch.linalg.lstsq(design, values[:, None]).solution[:, 0]
-    rest = values - design @ weights
-    covariance = torch.linalg.inv(design.T @ design) * rest.dot(rest) / (9 - 3)
-    spans = [Span(i, i + 1, shot) for i, shot in enumerate(shots)]
-    found = drift(minutes.tolist(), values.tolist(), spans)
-    assert found.per_minute == pytest.approx(weights[0].item())
-    assert found.standard_error == pytest.approx(covariance[0, 0].sqrt().item())
-    assert drift([0.0, 1.0], [0.5, None], spans).per_minute is None
-    assert drift([0.0, 1.0], [0.5, 0.7], spans).standard_error is None

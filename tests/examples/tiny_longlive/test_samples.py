@@ -8,10 +8,11 @@ import pytest
 
 from examples.tiny_longlive import data
 from examples.tiny_longlive.captions import parse
-from examples.tiny_longlive.identity import Identity, Shot, identity
+from examples.tiny_longlive.identity import Identity, identity
 from examples.tiny_longlive.model import TRAINED, read_denoiser, read_vae, tiny_longlive
 from examples.tiny_longlive.rollout import decode_frames, generate, to_uint8
 from examples.tiny_longlive.samples import ONE_SHOT
+from examples.tiny_longlive.spans import Shot
 
 PROMPTS = (ONE_SHOT[0], ONE_SHOT[5])
 TUMBLING = (
