@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, repeat
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -38,10 +41,24 @@ def in_jobs(
     shares = [range(options.seeds)[job::jobs] for job in range(jobs)]
     threads = max(1, torch.get_num_threads() // jobs)
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, begin_process, (threads,)) as pool:
         same = repeat(study), repeat(options), repeat(parts)
         made = [*pool.map(studied, *same, shares, devices(options))]
     return made[0][0], joined([rows for _, rows in made])
+
+
+def begin_process(threads: int) -> None:
+    """One of a pool's: with its share of the cores, and ended when the pool's own is killed."""
+    torch.set_num_threads(threads)
+    parent = parent_process()
+    assert parent is not None
+    Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: BaseProcess) -> None:
+    parent.join()
+    # Not sys.exit, which would end this thread alone.
+    os._exit(1)
 
 
 def calibrate_once(study: Study, options: argparse.Namespace, folder: Path) -> None:

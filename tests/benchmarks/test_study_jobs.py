@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -35,3 +39,43 @@ def test_each_calibration_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path
     calibrate_once(WEIGHTS, arguments([]), folder)
     assert made == [(folder, "modelopt:awq_lite"), (folder, "modelopt:svdquant")]
     assert (folder / CALIBRATION_PROMPTS).read_text().startswith("A ")
+
+
+STUDY = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from benchmarks.study_jobs import begin_process
+
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), begin_process, (1,)) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_process_ends_with_the_study_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "study.py"
+    script.write_text(STUDY)
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as study:
+        assert study.stdout is not None
+        process = int(study.stdout.readline())
+        study.terminate()
+    deadline = time.monotonic() + 30
+    while is_running(process):
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.1)
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # One that nobody has waited for has ended, too.
+    return " Z " not in Path(f"/proc/{process}/stat").read_text()
