@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from examples.tiny_longlive import captions, data
+from examples.tiny_longlive.distribution_matching import Made, Matching, Models, roll
 from examples.tiny_longlive.flow import Denoiser, Places, flow_loss
 from examples.tiny_longlive.latents import Samples, prompts_of, stretches_of, training_scene
 from examples.tiny_longlive.layouts import Layout, layout, position_tensor
@@ -27,7 +28,6 @@ from examples.tiny_longlive.rollout import Rollout
 from examples.tiny_longlive.steps import Steps
 from examples.tiny_longlive.teacher_forcing import TeacherForcing
 from examples.tiny_longlive.tokens import encode
-from examples.tiny_longlive.train_few_steps import Made, Matching, Models, roll
 from examples.tiny_longlive.train_vae import Clips, vae_loss
 from examples.tiny_longlive.weights import Masters, frozen
 from llvq.checkpoints.model import open_model
