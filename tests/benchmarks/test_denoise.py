@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import denoise, denoise_ceilings
+from benchmarks import denoise, denoise_ceilings, denoise_run, denoise_variants
 from benchmarks.denoise_ceilings import Linear, best, ceilings
+from benchmarks.denoise_compiled import OutOfTime, time_limit
 from llvq.errors import KernelError
 from llvq.models.config import LONGLIVE2_5B, ModelConfig
 
@@ -36,7 +37,7 @@ VARIANTS = ("w4a4-emulated-none", "w4a4-emulated-nvfp4")
 def written(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("denoise")
     patch = pytest.MonkeyPatch()
-    patch.setattr(denoise, "denoiser_config", lambda tiny: tiny_config)
+    patch.setattr(denoise_run, "denoiser_config", lambda tiny: tiny_config)
     assert denoise.main([*WORDS, "--variants", *VARIANTS, "--out", str(folder)]) == 0
     patch.undo()
     return folder
@@ -94,8 +95,8 @@ def test_what_fails_takes_nothing_with_it(
     def broken(*_: object) -> None:
         raise KernelError("no such kernel")
 
-    monkeypatch.setattr(denoise, "denoiser_config", lambda tiny: tiny_config)
-    monkeypatch.setattr(denoise, "_prepared", broken)
+    monkeypatch.setattr(denoise_run, "denoiser_config", lambda tiny: tiny_config)
+    monkeypatch.setattr(denoise_variants, "_prepared", broken)
     assert denoise.main([*WORDS, "--variants", VARIANTS[0]]) == 1
     text = capsys.readouterr().out
     assert "FAILED: w4a4-emulated, none pages: error[kernel]: no such kernel" in text
@@ -118,7 +119,7 @@ def test_ceilings_of_a_cpu_leave_out_what_it_has_not(monkeypatch: pytest.MonkeyP
 
 
 def test_a_limit_of_time_is_not_swallowed() -> None:
-    with pytest.raises(denoise.OutOfTime), denoise._time_limit(1):
+    with pytest.raises(OutOfTime), time_limit(1):
         while True:
             with suppress(Exception):  # as a compiler does
                 sum(range(10000))
