@@ -1,4 +1,4 @@
-"""llvq in `benchmarks.denoise`: each variant alone, then those that differ in their pages, in turns."""
+"""llvq in `benchmarks.denoise`: each variant alone, then those of one numerics in turns."""
 
 from __future__ import annotations
 
