@@ -15,7 +15,6 @@ STARTED = time.time()
 
 import argparse  # noqa: E402  the clock starts before anything is imported
 import json  # noqa: E402
-import shlex  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
@@ -168,11 +167,12 @@ def main(given: Sequence[str] | None = None) -> int:
     runs = [spawn(options.box) for _ in range(options.runs)]
     import torch
 
+    from benchmarks.report import command_of, write_files
     from llvq.bench.machine import device_text, versions
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     document = {
-        "command": shlex.join(["python", "-m", "benchmarks.cold_start", *sys.argv[1:]]),
+        "command": command_of("cold_start"),
         "device": device_text(device),
         "versions": versions(),
         "box": str(options.box),
@@ -180,11 +180,7 @@ def main(given: Sequence[str] | None = None) -> int:
     }
     text = text_of(document)
     print(text, end="")
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{options.name}.txt").write_text(text, encoding="utf-8")
-        body = json.dumps(document, indent=1) + "\n"
-        (options.out / f"{options.name}.json").write_text(body, encoding="utf-8")
+    write_files(options.out, options.name, document, text)
     return 0
 
 

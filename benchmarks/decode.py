@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -30,10 +28,11 @@ from torch import Tensor
 from benchmarks.convolutions import Convolution, convolution_of
 from benchmarks.decode_table import text_of
 from benchmarks.denoise_ops import costs, time_ops
-from benchmarks.end_to_end import note
+from benchmarks.device_memory import peak_beyond
 from benchmarks.end_to_end_plain import PlainDecoder, first_latents
 from benchmarks.random_box import write_random_box
 from benchmarks.random_weights import device_weights, weight_specs
+from benchmarks.report import command_of, note, write_files
 from benchmarks.sizes import model_sizes, size_options
 from llvq.artifact import Box
 from llvq.backends.base import CPU
@@ -60,7 +59,7 @@ class Run:
         self.options = options
         self.device = torch.device("cpu")
         self.found: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "benchmarks.decode", *sys.argv[1:]]),
+            "command": command_of("decode"),
             "versions": versions(),
             "boxes": [],
             "plain": [],
@@ -77,24 +76,10 @@ class Run:
         torch.cuda.synchronize(self.device)
         return torch.cuda.memory_allocated(self.device)
 
-    def peak(self, call: Callable[[], Any]) -> int | None:
-        """The most bytes of tensors while `call` runs, of all that there are."""
-        if self.device.type != "cuda":
-            return None
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        call()
-        torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device)
-
     def write(self) -> str:
         """What is there by now, as text, and in the files."""
-        text, options = text_of(self.found), self.options
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / f"{options.name}.txt").write_text(text, encoding="utf-8")
-            document = json.dumps(self.found, indent=1) + "\n"
-            (options.out / f"{options.name}.json").write_text(document, encoding="utf-8")
+        text = text_of(self.found)
+        write_files(self.options.out, self.options.name, self.found, text)
         return text
 
 
@@ -134,7 +119,7 @@ def _run_box(state: Run, box: Box) -> Tensor:
         "frames": facts.frames_per_chunk * facts.temporal_stride,
         "eager": state.time(lambda: decoder(chunk)),
         "held": _beyond(state.held(), before),
-        "peak": _beyond(state.peak(lambda: decoder(chunk)), before),
+        "peak": peak_beyond(lambda: decoder(chunk), state.device, before or 0),
         "graph": None,
         "ops": [],
         "calls": facts.frames_per_chunk // facts.latents_per_decode,
@@ -176,20 +161,7 @@ def _ops(state: Run, box: Box, model: Executable, chunk: Denoised) -> list[dict[
         if (convolution := convolution_of(node)) is not None:
             state.convolutions[convolution.text] = convolution
     rows = time_ops(stage, timed[LATER].given, known, runs=state.options.op_runs)
-    return [
-        {
-            "op": row.op,
-            "implementation": row.implementation,
-            "shape": row.shape,
-            "calls": row.calls,
-            "seconds": row.seconds,
-            "flop": row.cost.flop,
-            "bytes": row.cost.nbytes,
-            "ceiling": row.cost.ceiling,
-            "rate": row.rate(),
-        }
-        for row in rows
-    ]
+    return [row.facts() for row in rows]
 
 
 def _psnr(frames: Tensor, wanted: Tensor) -> float | None:
@@ -210,7 +182,7 @@ def _run_plain(state: Run, config: ModelConfig, latents: int) -> None:
             "name": f"PyTorch eager, bf16, {latents} latents per call",
             "time": state.time(lambda: decoder.frames(latent)),
             "held": _beyond(state.held(), before),
-            "peak": _beyond(state.peak(lambda: decoder.frames(latent)), before),
+            "peak": peak_beyond(lambda: decoder.frames(latent), state.device, before or 0),
         }
     state.found["plain"].append(row)
 

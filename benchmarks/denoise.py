@@ -14,9 +14,8 @@ end: the two say how much the device moved in between. `--prepared` takes graphs
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ from benchmarks.denoise_ceilings import Ceiling, Linear, ceilings
 from benchmarks.denoise_compiled import COMPILE, time_compiled
 from benchmarks.denoise_models import Plain, random_inputs
 from benchmarks.denoise_rollout import Drawn, draw, roll_plain
-from benchmarks.denoise_run import SEED, Run, Wanted, note
+from benchmarks.denoise_run import SEED, Run, Wanted
 from benchmarks.denoise_table import text_of
 from benchmarks.denoise_variants import time_variants
 from benchmarks.prepared import HOPPER, Variant
 from benchmarks.random_weights import device_weights
+from benchmarks.report import note, write_files
 from llvq.bench.machine import gpu_state
 from llvq.models.config import ModelConfig
 
@@ -131,18 +131,10 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         run(state)
     finally:
-        _write(state.found, options)
+        text = text_of(state.found)
+        print(text)
+        write_files(options.out, options.name, state.found, text)
     return 1 if state.found["failed"] else 0
-
-
-def _write(found: Mapping[str, Any], options: argparse.Namespace) -> None:
-    text = text_of(found)
-    print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{options.name}.txt").write_text(text, encoding="utf-8")
-        document = json.dumps(found, indent=1) + "\n"
-        (options.out / f"{options.name}.json").write_text(document, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from types import FrameType
 import torch
 
 from benchmarks.denoise_models import Plain
-from benchmarks.denoise_run import Run, note
+from benchmarks.denoise_run import Run
+from benchmarks.report import note
 from llvq.bench.timing import Timer
 
 COMPILE = ("none", "blocks", "whole")

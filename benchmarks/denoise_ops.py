@@ -61,6 +61,20 @@ class OpTime:
         amount = self.cost.nbytes if self.cost.ceiling == COPY else self.cost.flop
         return amount / self.seconds / 1e12
 
+    def facts(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "op": self.op,
+            "implementation": self.implementation,
+            "shape": self.shape,
+            "calls": self.calls,
+            "seconds": self.seconds,
+            "flop": self.cost.flop,
+            "bytes": self.cost.nbytes,
+            "ceiling": self.cost.ceiling,
+            "rate": self.rate(),
+        }
+
 
 def costs(document: Any) -> dict[str, Cost]:
     """By the name of a node of a graph document."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.denoise_rollout import Drawn
+from benchmarks.device_memory import peak_beyond
 from benchmarks.prepared import denoiser_config
 from benchmarks.random_weights import weight_specs
+from benchmarks.report import command_of
 from llvq.bench.machine import device_text, gpu_state, versions
 from llvq.bench.timing import Spread, measure
 from llvq.models.config import ModelConfig
@@ -42,7 +41,7 @@ class Run:
         self.config = denoiser_config(tiny=options.tiny)
         self.specs = weight_specs(self.config, torch.bfloat16)
         self.found: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "benchmarks.denoise", *sys.argv[1:]]),
+            "command": command_of("denoise"),
             "device": device_text(self.device),
             "versions": versions(),
             "gpu": {"at the beginning": gpu_state(self.device)},
@@ -69,13 +68,7 @@ class Run:
 
     def peak_of(self, call: Callable[[], Any], before: int) -> int | None:
         """The most bytes of tensors while `call` runs, beyond those that were there `before`."""
-        if self.device.type != "cuda":
-            return None
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        call()
-        torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device) - before
+        return peak_beyond(call, self.device, before)
 
 
 def _model_text(config: ModelConfig) -> str:
@@ -85,7 +78,3 @@ def _model_text(config: ModelConfig) -> str:
         f"{config.dit.num_layers} layers of {config.dit.dim}, {height}x{width}, {tokens} queries, "
         f"{tokens * chunks} keys, seed {SEED}"
     )
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)

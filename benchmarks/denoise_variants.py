@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +15,11 @@ from benchmarks.denoise_ceilings import Ceiling, best
 from benchmarks.denoise_models import Given, Llvq, poisoned, relative_l2
 from benchmarks.denoise_ops import OpTime, costs, time_ops
 from benchmarks.denoise_rollout import errors_by_chunk, roll_llvq
-from benchmarks.denoise_run import Run, Wanted, note
+from benchmarks.denoise_run import Run, Wanted
+from benchmarks.device_memory import give_back
 from benchmarks.prepared import Prepared, Variant, executable, load, prepare, read_kernels
 from benchmarks.random_weights import carry_out
+from benchmarks.report import note
 from llvq.bench.timing import Spread
 from llvq.errors import LlvqError
 
@@ -45,16 +46,10 @@ def time_variants(
         if variant in compared:
             turns[variant] = made
         del made
-        _give_back(state.device)
+        give_back([state.device])
     if len(turns) > 1:
         note("pages in turns")
         state.found["pages"] = _in_turns(state, turns)
-
-
-def _give_back(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _compared(variants: Sequence[Variant]) -> list[Variant]:
@@ -186,15 +181,4 @@ def _op_row(row: OpTime, measured: Sequence[Ceiling]) -> dict[str, Any]:
     same = [c.rate for c in measured if c.what == what and c.shape == row.shape and c.rate]
     ceiling = same[0] if same else best(measured, what)
     share = row.rate() / ceiling if ceiling else None
-    return {
-        "op": row.op,
-        "implementation": row.implementation,
-        "shape": row.shape,
-        "calls": row.calls,
-        "seconds": row.seconds,
-        "flop": row.cost.flop,
-        "bytes": row.cost.nbytes,
-        "ceiling": what,
-        "rate": row.rate(),
-        "share": share,
-    }
+    return {**row.facts(), "share": share}

@@ -19,9 +19,6 @@ with `timeout -s INT`.
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import shlex
 import signal
 import sys
 import time
@@ -33,10 +30,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.device_memory import give_back
 from benchmarks.end_to_end_plain import PlainVideo
 from benchmarks.end_to_end_table import text_of
 from benchmarks.random_box import recipe_of, recipe_options, write_random_box
 from benchmarks.random_weights import device_weights, weight_specs
+from benchmarks.report import command_of, note, write_files
 from benchmarks.sizes import model_sizes, size_options
 from benchmarks.watched_video import Watched, figures, new_watched
 from llvq.artifact import Box
@@ -65,7 +64,7 @@ class Run:
         self.options, self.box = options, box
         self.videos: list[Watched] = []
         self.found: dict[str, Any] = {
-            "command": shlex.join(["python", "-m", "benchmarks.end_to_end", *sys.argv[1:]]),
+            "command": command_of("end_to_end"),
             "versions": versions(),
             "box": str(box.path),
             "id": box.id,
@@ -94,21 +93,16 @@ class Run:
     def write(self) -> str:
         """What is there by now, as text, and in the files."""
         self.found["videos"] = [asdict(video) for video in self.videos]
-        text, options = text_of(self.found), self.options
-        if options.out is not None:
-            options.out.mkdir(parents=True, exist_ok=True)
-            (options.out / f"{options.name}.txt").write_text(text, encoding="utf-8")
-            document = json.dumps(self.found, indent=1) + "\n"
-            (options.out / f"{options.name}.json").write_text(document, encoding="utf-8")
+        text = text_of(self.found)
+        write_files(self.options.out, self.options.name, self.found, text)
         return text
 
 
 def run(state: Run, config: ModelConfig) -> None:
     """llvq in each number of steps, then plain PyTorch. Raises LlvqError."""
     device = _run_llvq(state)
-    gc.collect()
+    give_back([device])
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1.0)
     if state.options.plain_chunks:
         _run_plain(state, config, device)
@@ -140,22 +134,14 @@ def _run_llvq(state: Run) -> torch.device:
     for steps in options.steps:
         timeline = Timeline() if options.trace and steps == options.steps[0] else None
         video = state.video("llvq", steps, chunks, facts.window_chunks, devices)
-        _give_back(devices)
+        # What a session before left in the pools, which a process with one has not.
+        give_back(devices)
         began = time.perf_counter()
         session = _session(model, chunks, steps, timeline)
         state.watch(video, video.chunks_of(session, began, timeline), began, devices)
         if timeline is not None:
             timeline.write(options.trace)
     return model.device
-
-
-def _give_back(devices: Sequence[torch.device]) -> None:
-    """What a session before left in the pools of PyTorch, which a process with one has not."""
-    gc.collect()
-    for device in devices:
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.empty_cache()
 
 
 def _load(box: Box, options: argparse.Namespace) -> Executable:
@@ -214,10 +200,6 @@ def _peak(device: torch.device) -> int | None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:

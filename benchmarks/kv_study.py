@@ -24,13 +24,13 @@ Writes NAME.txt and NAME.json.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.report import write_files
 from benchmarks.studies import KV, WEIGHTS
 from benchmarks.study_jobs import in_jobs
 from benchmarks.study_parts import Parts, fingerprint
@@ -82,10 +82,8 @@ def main(given: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     text = as_text(head, rows, study)
-    document = json.dumps({**head, "rows": as_json(rows, rows[0].nbytes)}, indent=1) + "\n"
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / f"{name}.txt").write_text(text, encoding="utf-8")
-    (options.out / f"{name}.json").write_text(document, encoding="utf-8")
+    found = {**head, "rows": as_json(rows, rows[0].nbytes)}
+    write_files(options.out, name, found, text)
     parts.remove()
     print(text)
     return 0

@@ -12,7 +12,6 @@ import argparse
 import gc
 import hashlib
 import json
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.random_box import write_random_box
+from benchmarks.report import command_of, write_files
 from benchmarks.watched_video import Watched, figures, new_watched
 from llvq.backends.base import CPU
 from llvq.bench.machine import device_text, versions
@@ -83,7 +83,7 @@ def main(given: Sequence[str] | None = None) -> int:
     per_chunk = facts.frames_per_chunk * facts.temporal_stride
     chunks = max(round(options.minutes * 60 * facts.fps / per_chunk), facts.window_chunks + 4)
     found: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.long_run", *sys.argv[1:]]),
+        "command": command_of("long_run"),
         "versions": versions(),
         "device": device_text(model.device),
         "video": f"{facts.pixel_hw[0]}x{facts.pixel_hw[1]}, {chunks} chunks",
@@ -95,10 +95,7 @@ def main(given: Sequence[str] | None = None) -> int:
         print(json.dumps(found["runs"][-1]), flush=True)
     found["same"] = len({run["digest"] for run in found["runs"]}) == 1
     print(f"{found['video']}: the same bytes again: {found['same']}")
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=1) + "\n"
-        (options.out / "long_run.json").write_text(text, encoding="utf-8")
+    write_files(options.out, "long_run", found)
     return 0 if found["same"] else 1
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.random_weights import RandomSource, weight_specs
+from benchmarks.report import note
 from benchmarks.sizes import model_sizes, size_options
 from llvq import box
 from llvq.backends.base import Target, find_target
@@ -56,10 +56,6 @@ def write_random_box(
         identity, _ = box.export_box(opened, target, path, overwrite=True)
     shutil.rmtree(program)  # the box has links of its own to the weights
     return identity
-
-
-def note(text: str) -> None:
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def recipe_options(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks.studies import KV, WEIGHTS
-from benchmarks.study_rows import Row, Sample, over_seeds, summarize
+from benchmarks.study_rows import Row, Sample, cell, over_seeds, summarize
 
 FIRST = {study.title: study.first for study in (KV, WEIGHTS)}
 # Column -> its heading and digits.
@@ -35,15 +35,9 @@ SPREAD = {
 def rows_of(document: Mapping[str, Any]) -> list[Row]:
     """What `as_json` has written."""
     return [
-        Row(row["variant"], row["bytes"], [_sample(sample) for sample in row["samples"]])
+        Row(row["variant"], row["bytes"], [Sample.read(sample) for sample in row["samples"]])
         for row in document["rows"]
     ]
-
-
-def _sample(held: Mapping[str, Any]) -> Sample:
-    chunks = [{name: float(value) for name, value in chunk.items()} for chunk in held["chunks"]]
-    numbers = {name: float(value) for name, value in held["numbers"].items()}
-    return Sample(held["seed"], tuple(held["prompts"]), chunks, numbers)
 
 
 def beginning(row: Row, chunks: int, first: int) -> Row:
@@ -63,7 +57,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [heads + ["minus bf16's"] * ("identity" in told)]
     for row in rows:
         line = [row.name, f"{rows[0].nbytes / row.nbytes:.2f}x", _close(row)]
-        line += [_cell(row, column) for column in told]
+        line += [cell(*over_seeds(row, column), SPREAD[column][1]) for column in told]
         lines.append(line + [_difference(row, rows[0])] * ("identity" in told))
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -74,18 +68,13 @@ def _close(row: Row) -> str:
     return f"{median(counts):g} ({counts[0]} to {counts[-1]})"
 
 
-def _cell(row: Row, column: str) -> str:
-    middle, spread = over_seeds(row, column)
-    digits = SPREAD[column][1]
-    return "equal" if math.isinf(middle) else f"{middle:.{digits}f} +-{spread:.{digits}f}"
-
-
 def _difference(row: Row, plain: Row) -> str:
     pairs = zip(row.samples, plain.samples, strict=True)
     found = [made.numbers["identity"] - plain.numbers["identity"] for made, plain in pairs]
     if not any(found):
         return "0"
-    return f"{mean(found):+.3f} +-{stdev(found) / math.sqrt(len(found)):.3f}"
+    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
+    return "+" * (mean(found) >= 0) + cell(mean(found), error, 3)
 
 
 def main() -> None:

@@ -37,9 +37,7 @@ class Parts:
         if not path.exists():
             return None
         held = json.loads(path.read_text(encoding="utf-8"))
-        given = held["sample"]
-        sample = Sample(given["seed"], tuple(given["prompts"]), given["chunks"], given["numbers"])
-        return Part(held["nbytes"], sample)
+        return Part(held["nbytes"], Sample.read(held["sample"]))
 
     def write(self, variant: str, part: Part) -> None:
         """A part is there whole or not at all."""

@@ -44,6 +44,13 @@ class Sample:
     chunks: list[dict[str, float]]
     numbers: dict[str, float]
 
+    @classmethod
+    def read(cls, held: Mapping[str, Any]) -> Sample:
+        """What JSON holds of one, as itself or by `as_json`."""
+        chunks = [{name: float(value) for name, value in chunk.items()} for chunk in held["chunks"]]
+        numbers = {name: float(value) for name, value in held["numbers"].items()}
+        return cls(held["seed"], tuple(held["prompts"]), chunks, numbers)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -132,7 +139,7 @@ def table(rows: Sequence[Row], plain_bytes: int) -> str:
     lines = [["variant", "bytes", "smaller", *(COLUMNS[column][0] for column in columns)]]
     for row in rows:
         ratio = f"{plain_bytes / row.nbytes:.2f}x"
-        cells = [_cell(*over_seeds(row, column), COLUMNS[column][1]) for column in columns]
+        cells = [cell(*over_seeds(row, column), COLUMNS[column][1]) for column in columns]
         lines.append([row.name, f"{row.nbytes}", ratio, *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -141,7 +148,8 @@ def table(rows: Sequence[Row], plain_bytes: int) -> str:
     )
 
 
-def _cell(middle: float, spread: float, digits: int) -> str:
+def cell(middle: float, spread: float, digits: int) -> str:
+    """`equal` where nothing differs, `-` where nothing is known; no spread if there is none."""
     if math.isnan(middle):
         return "-"
     if math.isinf(middle):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 import llvq
+from benchmarks.report import command_of
 from benchmarks.study_rows import CLOSE, Row, table
 from benchmarks.study_runs import Setting, Study
 from llvq.checkpoints.checkpoint import json_beside
@@ -24,7 +23,7 @@ def header(at: Setting, study: Study, options: argparse.Namespace) -> dict[str, 
     random = json_beside(at.model.bundle.dit, "config.json").get("random_weights") is True
     height, width = facts.pixel_hw
     return {
-        "command": shlex.join(["python", "-m", "benchmarks.kv_study", *sys.argv[1:]]),
+        "command": command_of("kv_study"),
         "study": study.title,
         "random_weights": random,
         "video": f"{height}x{width}, {options.chunks} chunks of {facts.frames_per_chunk} latent "

@@ -12,8 +12,6 @@ holds what the next one reads.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.report import command_of, write_files
 from benchmarks.text_table import table
 from llvq.backends.triton.fp8_scales import History
 from llvq.backends.triton.fp8_window import FORMATS, Rows, rows_in_fp8
@@ -167,7 +166,7 @@ def main(given: Sequence[str] | None = None) -> int:
         return 2
     device, config = torch.device("cuda"), LONGLIVE2_5B
     found: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.window", *sys.argv[1:]]),
+        "command": command_of("window"),
         "device": device_text(device),
         "versions": versions(),
         "gpu": gpu_state(device),
@@ -177,12 +176,7 @@ def main(given: Sequence[str] | None = None) -> int:
     found["rows"] = [asdict(row) for row in rows]
     text = text_of(found, config.dit.num_layers)
     print(text)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{options.name}.txt").write_text(text + "\n", encoding="utf-8")
-        (options.out / f"{options.name}.json").write_text(
-            json.dumps(found, indent=1) + "\n", encoding="utf-8"
-        )
+    write_files(options.out, options.name, found, text + "\n")
     return 0
 
 

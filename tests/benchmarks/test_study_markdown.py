@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 from benchmarks.study_markdown import beginning, rows_of, table
 from benchmarks.study_rows import Row, Sample, as_json, summarize
@@ -42,6 +43,13 @@ def test_a_table_of_whole_videos() -> None:
         "| --- | --- | --- | --- | --- | --- |\n"
         "| bf16 | 1.00x | 3 (3 to 3) | equal | 0.875 +-0.177 | 0 |\n"
         "| nvfp4 | 4.00x | 1 (0 to 2) | 16.0 +-5.7 | 0.775 +-0.035 | -0.100 +-0.100 |"
+    )
+
+
+def test_one_video_has_no_spread() -> None:
+    rows = [replace(row, samples=row.samples[:1]) for row in ROWS]
+    assert table(rows).splitlines()[-1] == (
+        "| nvfp4 | 4.00x | 2 (2 to 2) | 20.0 | 0.800 | -0.200 |"
     )
 
 

@@ -88,11 +88,8 @@ def test_a_line_keeps_its_colour_and_dash_beside_one_that_is_gone() -> None:
 
 def test_names_follow_each_other_and_have_the_stroke_of_their_line() -> None:
     svg = parse(curves({"gone": [math.nan], "a": [1.0], "b": [2.0]}, unit="dB"))
-    lines, names = (
-        svg.findall("line")[-2:],
-        [t for t in svg.findall("text") if t.text in ("a", "b")],
-    )
-    heights = [float(text.attrib["y"]) for text in names]
+    lines = svg.findall("line")[-2:]
+    heights = [float(t.attrib["y"]) for t in svg.findall("text") if t.text in ("a", "b")]
     assert heights[0] < TOP + 18 < heights[1] < TOP + 36
     strokes = [line.attrib["stroke"] for line in svg.findall("polyline")]
     assert [line.attrib["stroke"] for line in lines] == strokes
